@@ -1,0 +1,1 @@
+"""Order: which stage after which, deployments, caching, lineage and the report."""

@@ -1,0 +1,1 @@
+"""Where things run: local services and launchers."""

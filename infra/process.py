@@ -1,0 +1,139 @@
+"""Processes by identity: a pid alone is not enough, since the system hands old numbers out again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.supervise import descendants
+from m1.stage import write_json
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One process, as written to a pid file.
+
+    Attributes:
+        started: start time of the process in seconds since the epoch, as the system reports it.
+        command: its command line.
+        extra: what else the writer wants to remember, for example a port.
+    """
+
+    pid: int
+    started: float
+    command: list[str]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pid: int, **extra: Any) -> ProcessRecord:
+        process = psutil.Process(pid)
+        return cls(pid, process.create_time(), process.cmdline(), extra)
+
+    @classmethod
+    def read(cls, path: Path) -> ProcessRecord | None:
+        """The record in `path`, or None when there is none that can be read."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(self))
+
+    def alive(self) -> bool:
+        """Whether this very process still runs (not another one that was given its number)."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1.0 and process.cmdline() == self.command
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def stop(self, grace: float) -> bool:
+        """End the process and all below it: SIGTERM, `grace` seconds, SIGKILL. False if it was not running."""
+        if not self.alive():
+            return False
+        below = descendants(self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while self.alive() and time.monotonic() < deadline:
+            _reap(self.pid)
+            time.sleep(0.05)
+        below = [pid for pid in {*below, *descendants(self.pid)} if _exists(pid)]
+        # Children get their own chance: a supervisor among them ends a stage in good order.
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+            targets = [*below, self.pid] if number == signal.SIGKILL else below
+            targets = [pid for pid in targets if _exists(pid)]
+            for pid in targets:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            deadline = time.monotonic() + patience
+            while any(_exists(pid) for pid in targets) and time.monotonic() < deadline:
+                _reap(self.pid)
+                time.sleep(0.05)
+        return True
+
+
+def _exists(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _reap(pid: int) -> None:
+    """Collect the process if it is a child of ours, or it stays a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, patience: float) -> Iterator[int | None]:
+    """Exclusive lock on `path`; yields its descriptor, or None when it could not be had in `patience` seconds.
+
+    A child that inherits the descriptor keeps the lock after this process has died.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    yield None
+                    return
+                time.sleep(0.1)
+        yield file.fileno()
+
+
+def tree_memory(roots: list[int]) -> int:
+    """Memory of these processes and all below them, in bytes; shared pages are counted once (PSS) where known."""
+    total = 0
+    for pid in {pid for root in roots for pid in (root, *descendants(root))}:
+        with contextlib.suppress(psutil.Error, OSError):
+            total += _memory(pid)
+    return total
+
+
+def _memory(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup")
+    if rollup.exists():
+        for line in rollup.read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return psutil.Process(pid).memory_info().rss

@@ -1,0 +1,388 @@
+"""Local services: a Prefect server, a Prefect worker and an MLflow server, on the loopback interface only.
+
+Everything they write is below `.m1/`: databases, artifacts, logs, pid files. `up` may be called at any time: it starts
+what is missing, restarts what died, and leaves alone what runs. `down` stops exactly what `up` started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.process import ProcessRecord, lock_file
+from m1 import paths
+from m1.errors import ServiceError
+
+HOST = "127.0.0.1"
+WORK_POOL = "m1-local"
+PREFECT_PORT = 4200
+MLFLOW_PORT = 5000
+START_TIMEOUT = 120.0
+#: Disk space below which a run is refused: a `tiny` run with its checkpoints and data writes about 1 GiB.
+MIN_FREE_BYTES = 3 * 1024**3
+NAMES = ("prefect", "mlflow", "worker")
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of one service: `pid` is None when it is not running."""
+
+    name: str
+    pid: int | None
+    url: str | None
+    healthy: bool
+    log: Path
+
+
+def pid_file(name: str) -> Path:
+    return paths.STATE / "services" / f"{name}.json"
+
+
+def log_file(name: str) -> Path:
+    return paths.STATE / "services" / f"{name}.log"
+
+
+def running(name: str) -> ProcessRecord | None:
+    """The live process of a service, or None."""
+    record = ProcessRecord.read(pid_file(name))
+    return record if record is not None and record.alive() else None
+
+
+def prefect_url() -> str | None:
+    """Address of the running Prefect server (without /api), or None."""
+    record = running("prefect")
+    return record.extra["url"] if record else None
+
+
+def mlflow_url() -> str | None:
+    record = running("mlflow")
+    return record.extra["url"] if record else None
+
+
+def flow_run_url(flow_run_id: str) -> str | None:
+    """Page of a flow run in the Prefect UI."""
+    url = prefect_url()
+    return f"{url}/runs/flow-run/{flow_run_id}" if url else None
+
+
+def client_environment() -> dict[str, str]:
+    """Settings for every process that talks to the services; addresses only of those that run."""
+    settings = {
+        "PREFECT_HOME": str(paths.STATE / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    if url := prefect_url():
+        settings["PREFECT_API_URL"] = f"{url}/api"
+    if url := mlflow_url():
+        settings["MLFLOW_TRACKING_URI"] = url
+    return settings
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """Environment of a child: ours, without settings that would send it to another server or an outer run."""
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PREFECT_", "MLFLOW_")) and key not in ("PYTHONSTARTUP", "SERVER_NAME")
+    }
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**inherited, **client_environment(), "PATH": search, "PYTHONUNBUFFERED": "1", **more}
+
+
+def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
+    """Make all services run and the deployments known.
+
+    Raises:
+        ServiceError: a service did not become healthy; the message holds the end of its log.
+    """
+    (paths.STATE / "services").mkdir(parents=True, exist_ok=True)
+    with lock_file(paths.STATE / "services" / "lock", patience=START_TIMEOUT + 60) as lock:
+        if lock is None:
+            raise ServiceError("another `m1 up` or `m1 down` is at work", "Wait for it to end, then try again.")
+        started = [name for name in ("prefect", "mlflow") if not is_healthy(name)]
+        for name in started:
+            say(f"starting the {_TITLES[name]}")
+            _start_server(name)
+        if "prefect" in started:
+            _await_healthy("prefect")
+            _stop("worker")  # it would go on asking the old address
+        write_dotenv()
+        _ensure_work_pool()
+        fresh_worker = running("worker") is None
+        if fresh_worker:
+            say("starting the Prefect worker")
+            _start_worker()
+        from infra import flow_runs  # imports the Prefect client, which takes a second
+
+        for name, message in flow_runs.reconcile(worker_is_new=fresh_worker):
+            say(f"flow run {name}: {message}")
+        _apply_deployments(say)
+        if "mlflow" in started:
+            _await_healthy("mlflow")
+        write_dotenv()
+        if running("worker") is None:
+            raise ServiceError(f"the Prefect worker ended at once: {_tail('worker')}", _see("worker"))
+    return status()
+
+
+def down(say: Callable[[str], None] = lambda text: None) -> None:
+    """Stop flow runs of this checkout, then the services. Nothing that `up` did not start is touched."""
+    with lock_file(paths.STATE / "services" / "lock", patience=START_TIMEOUT + 60) as lock:
+        if lock is None:
+            raise ServiceError("another `m1 up` or `m1 down` is at work", "Wait for it to end, then try again.")
+        from infra import flow_runs
+
+        for flow_run in flow_runs.recorded():
+            if flow_run.process.alive():
+                say(f"stopping flow run {flow_run.identity}")
+                flow_run.process.stop(grace=25)
+        for name in ("worker", "mlflow", "prefect"):
+            if _stop(name):
+                say(f"stopped the {_TITLES[name]}")
+        with contextlib.suppress(FileNotFoundError):
+            _rewrite_dotenv({})
+
+
+def status() -> dict[str, Status]:
+    """State of every service, by name."""
+    result = {}
+    for name in NAMES:
+        record = running(name)
+        url = record.extra.get("url") if record else None
+        result[name] = Status(name, record.pid if record else None, url, is_healthy(name), log_file(name))
+    return result
+
+
+def is_healthy(name: str, timeout: float = 2.0) -> bool:
+    """Whether the service runs and, being a server, answers."""
+    record = running(name)
+    if record is None:
+        return False
+    return "health" not in record.extra or answers(record.extra["health"], timeout)
+
+
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Whether a GET of `url` succeeds; no proxy is used."""
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def check_disk(minimum: int = MIN_FREE_BYTES) -> None:
+    """Refuse to start when the disk of the checkout is nearly full.
+
+    Raises:
+        ServiceError: fewer than `minimum` bytes are free.
+    """
+    import shutil
+
+    free = shutil.disk_usage(paths.ROOT).free
+    if free < minimum:
+        raise ServiceError(
+            f"only {free / 1024**3:.1f} GiB free on the disk of {paths.ROOT}, a run needs {minimum / 1024**3:.0f} GiB",
+            "Free some space (old runs are in runs/), then try again.",
+        )
+
+
+_TITLES = {"prefect": "Prefect server", "mlflow": "MLflow server", "worker": "Prefect worker"}
+
+
+def _see(name: str) -> str:
+    return f"The whole log is {log_file(name)}; mend the cause, then run `m1 up` again."
+
+
+def free_port(usual: int) -> int:
+    """`usual` if nothing listens there, else a port that the system picks."""
+    for port in (usual, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise ServiceError(f"no free port on {HOST}", "Check the limits of this machine.")
+
+
+def _start_server(name: str) -> None:
+    _stop(name)  # it may hang
+    if name == "prefect":
+        port = free_port(PREFECT_PORT)
+        command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+        settings = {
+            "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+            "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+            "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+        }
+        health = f"http://{HOST}:{port}/api/health"
+    else:
+        port = free_port(MLFLOW_PORT)
+        store = paths.STATE / "mlflow"
+        (store / "artifacts").mkdir(parents=True, exist_ok=True)
+        command = ["-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(store / "artifacts")]
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        health = f"http://{HOST}:{port}/health"
+    _spawn(name, command, settings, url=f"http://{HOST}:{port}", health=health, port=port)
+
+
+def _start_worker() -> None:
+    command = ["-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--limit", "1"]
+    command += ["--name", "m1-worker", "--install-policy", "never", "--no-create-pool-if-not-found"]
+    _spawn("worker", command, {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "5"})
+
+
+def _spawn(name: str, command: list[str], settings: dict[str, str], **extra: Any) -> None:
+    log = log_file(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as output:  # one log per life of the service
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=paths.ROOT,
+            env=_environment(**settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is not meant for it
+        )
+    # Until exec has happened the child shows our own command line, which would not match later.
+    deadline = time.monotonic() + 5
+    record = ProcessRecord.of(process.pid, **extra)
+    while "prefect" not in record.command and "mlflow" not in record.command and time.monotonic() < deadline:
+        time.sleep(0.01)
+        record = ProcessRecord.of(process.pid, **extra)
+    record.write(pid_file(name))
+
+
+def _await_healthy(name: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    for attempt in range(3):
+        while not is_healthy(name, timeout=5):
+            if running(name) is None:
+                break
+            if time.monotonic() > deadline:
+                _stop(name)
+                raise ServiceError(
+                    f"the {_TITLES[name]} gave no answer within {START_TIMEOUT:.0f} s: {_tail(name)}", _see(name)
+                )
+            time.sleep(0.1)
+        else:
+            return
+        if attempt == 2 or "address already in use" not in log_file(name).read_text().lower():
+            break
+        _start_server(name)  # somebody took the port between our look and its start
+    raise ServiceError(f"the {_TITLES[name]} ended while starting: {_tail(name)}", _see(name))
+
+
+def _tail(name: str, lines: int = 4) -> str:
+    try:
+        content = [line.strip() for line in log_file(name).read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "no log"
+    return " | ".join(content[-lines:]) or "its log is empty"
+
+
+def _stop(name: str) -> bool:
+    record = ProcessRecord.read(pid_file(name))
+    stopped = record is not None and record.stop(grace=10)
+    pid_file(name).unlink(missing_ok=True)
+    return stopped
+
+
+# --- what `prefect deployment run` in the checkout reads ------------------------------------------------------------
+
+_BEGIN, _END = "# m1 up: begin (rewritten at every start)", "# m1 up: end"
+
+
+def write_dotenv() -> None:
+    """Tell plain `prefect` and `mlflow` commands in the checkout where the services are. Other lines stay."""
+    _rewrite_dotenv(client_environment())
+
+
+def _rewrite_dotenv(settings: dict[str, str]) -> None:
+    path = paths.ROOT / ".env"
+    lines = path.read_text().splitlines() if path.exists() else []
+    if _BEGIN in lines:
+        end = lines.index(_END) if _END in lines else len(lines) - 1
+        del lines[lines.index(_BEGIN) : end + 1]
+    if settings:
+        lines += [_BEGIN, *(f'{key}="{value}"' for key, value in settings.items()), _END]
+    temporary = path.with_name(f".env.{os.getpid()}")
+    temporary.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(temporary, path)
+
+
+# --- work pool and deployments --------------------------------------------------------------------------------------
+
+
+def _ensure_work_pool() -> None:
+    """One flow run at a time: a second one waits in the pool instead of fighting over the machine."""
+    os.environ.update(client_environment())
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    defaults = template["variables"]["properties"]
+    defaults["command"]["default"] = f"{sys.executable} -m prefect.engine"
+    defaults["working_dir"]["default"] = str(paths.ROOT)
+    with get_client(sync_client=True) as client:
+        try:
+            pool = client.read_work_pool(WORK_POOL)
+        except ObjectNotFound:
+            new = WorkPoolCreate(name=WORK_POOL, type="process", base_job_template=template, concurrency_limit=1)
+            client.create_work_pool(new)
+            return
+        if pool.base_job_template != template or pool.concurrency_limit != 1 or pool.is_paused:
+            change = WorkPoolUpdate(base_job_template=template, concurrency_limit=1, is_paused=False)
+            client.update_work_pool(WORK_POOL, change)
+
+
+def _apply_deployments(say: Callable[[str], None]) -> None:
+    """`prefect deploy --all`, unless this server already holds the deployments of this very prefect.yaml and flow."""
+    import yaml
+    from prefect.client.orchestration import get_client
+
+    sources = [paths.ROOT / "prefect.yaml", paths.ROOT / "flows" / "pipeline.py"]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    stamp = paths.STATE / "prefect" / "deployments.applied"
+    names = {entry["name"] for entry in yaml.safe_load(sources[0].read_text())["deployments"]}
+    with get_client(sync_client=True) as client:
+        present = {deployment.name for deployment in client.read_deployments()}
+    if names <= present and stamp.exists() and stamp.read_text() == digest:
+        return
+    say("applying the deployments of prefect.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        cwd=paths.ROOT,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise ServiceError(f"prefect.yaml could not be applied: {' | '.join(lines[-4:])}", "Correct prefect.yaml.")
+    stamp.write_text(digest)

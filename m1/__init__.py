@@ -1,0 +1,1 @@
+"""The library under the stages: profile, model, training, tracking and the command line."""

@@ -1,0 +1,202 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from m1.errors import UsageError
+
+app = typer.Typer(
+    name="m1",
+    help="The MiniMax-M1 training recipe: run it, look at it, change it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Name of a file in profiles/.")]
+StartOption = Annotated[str | None, typer.Option(help="First stage; default the first of the order.")]
+StopOption = Annotated[str | None, typer.Option(help="Last stage; default the last of the order.")]
+OnlyOption = Annotated[list[str] | None, typer.Option(help="Exactly this stage; may be given several times.")]
+UpstreamOption = Annotated[
+    str | None,
+    typer.Option(help="What the first stage starts from: run folder, fingerprint, MLflow run id or model@alias."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do the work again although it is complete.")]
+SeedOption = Annotated[int | None, typer.Option(help="In place of the profile's seed.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the profile.")
+]
+
+
+@app.command()
+def up() -> None:
+    """Start the local Prefect and MLflow services, or what is missing of them."""
+    from infra import services
+
+    _show_status(services.up(say))
+
+
+@app.command()
+def down() -> None:
+    """Stop flow runs and services of this checkout."""
+    from infra import services
+
+    services.down(say)
+
+
+@app.command()
+def status() -> None:
+    """Show what runs where."""
+    from infra import services
+
+    _show_status(services.status())
+
+
+@app.command()
+def plan(
+    profile: ProfileOption = "tiny",
+    start: StartOption = None,
+    stop: StopOption = None,
+    only: OnlyOption = None,
+    upstream: UpstreamOption = None,
+    force: ForceOption = False,
+    seed: SeedOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Print what a run would do and why; nothing is started."""
+    from flows import plan as planning
+    from m1.cli.tables import plan_table
+
+    settings = planning.load_profile(profile, seed=seed, overrides=parse_overrides(set_))
+    stages = planning.select(settings, start, stop, only)
+    parent = _upstream(upstream, settings, stages)
+    rows = planning.plan(settings, start=start, stop=stop, only=only, upstream=parent, force=force)
+    _print(plan_table(settings, rows))
+
+
+@app.command(name="run")
+def run_command(
+    profile: ProfileOption = "tiny",
+    start: StartOption = None,
+    stop: StopOption = None,
+    only: OnlyOption = None,
+    upstream: UpstreamOption = None,
+    force: ForceOption = False,
+    seed: SeedOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Run the recipe, or a section of it, and wait for the end."""
+    from m1.cli import run as running
+
+    parameters: dict[str, Any] = {"profile": profile, "start": start, "stop": stop, "only": only or None}
+    parameters |= {"upstream": upstream, "force": force, "seed": seed, "overrides": parse_overrides(set_) or None}
+    raise typer.Exit(running.run(parameters))
+
+
+@app.command()
+def lineage(model: Annotated[str, typer.Argument(help="For example m1-tiny@sft.")]) -> None:
+    """Print the tree from a model back to every data hash and commit."""
+    from m1.tracking import lineage as tree
+
+    _print(tree(_tracker(), model))
+
+
+@app.command()
+def report(profile: ProfileOption = "tiny") -> None:
+    """Write the report of the newest results and print its path."""
+    from flows import plan as planning
+    from m1.tracking import report as write
+
+    typer.echo(write(planning.load_profile(profile)))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where to put the model; must not exist or be empty.")],
+    profile: ProfileOption = "tiny",
+) -> None:
+    """Copy the newest exported model of a profile to a folder."""
+    from m1.cli.tables import copy_export
+
+    typer.echo(copy_export(profile, folder))
+
+
+@app.command()
+def data(profile: ProfileOption = "tiny") -> None:
+    """List the data sets of a profile: size, hash, licence."""
+    from flows import plan as planning
+    from m1.cli.tables import data_table
+
+    _print(data_table(planning.load_profile(profile)))
+
+
+@app.command()
+def check() -> None:
+    """Check this machine: Python, memory, disk, compiler, ports, versions."""
+    from m1.cli.check import check_machine
+
+    table, good = check_machine()
+    _print(table)
+    raise typer.Exit(0 if good else 1)
+
+
+def say(text: str) -> None:
+    typer.echo(text)
+
+
+def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
+    """`section.field=value` with a YAML value.
+
+    Raises:
+        UsageError: there is no "=", or the value is not YAML.
+    """
+    import yaml
+
+    overrides = {}
+    for setting in settings or []:
+        field, separator, text = setting.partition("=")
+        if not separator or not field:
+            raise UsageError(f"--set {setting}: no value", "Write --set section.field=value.")
+        try:
+            overrides[field] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {setting}: the value is not YAML", "Quote it.") from error
+    return overrides
+
+
+def _upstream(upstream: str | None, settings: Any, stages: list[str]) -> Path | None:
+    from flows import plan as planning
+
+    if upstream is None:
+        return None
+    planning.check_upstream(settings, stages)
+    return planning.find_upstream(upstream, settings) or _tracker().find_run(upstream, settings)
+
+
+def _tracker() -> Any:
+    from infra import services
+    from m1.errors import ServiceError
+    from m1.tracking import Tracker
+
+    url = services.mlflow_url()
+    if url is None:
+        raise ServiceError("no MLflow server is running", "Start it with `m1 up`.")
+    return Tracker.connect(url)
+
+
+def _show_status(services: dict[str, Any]) -> None:
+    from m1.cli.tables import status_table
+
+    _print(status_table(services))
+
+
+def _print(content: Any) -> None:
+    from rich.console import Console
+
+    # A pipe has no width of its own; cut cells would help nobody.
+    Console(width=None if os.isatty(1) or "COLUMNS" in os.environ else 200).print(content)

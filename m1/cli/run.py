@@ -1,0 +1,205 @@
+"""`m1 run`: start a flow run, show how it goes, and end with its table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra import flow_runs, services
+from infra.process import tree_memory
+from m1.cli.display import Display
+from m1.cli.tables import summary_table
+from m1.errors import ServiceError, StageFailed
+
+DEPLOYMENT = "m1/full"
+_POLL_SECONDS = 0.3
+_MEMORY_SECONDS = 2.0
+#: How long a flow run may take to end by itself once it has been told to.
+_STOP_PATIENCE = 50.0
+_AGAIN = "Run the same command again: it continues from the last complete checkpoint."
+
+
+@dataclass
+class Watched:
+    """A flow run seen from outside."""
+
+    identity: str
+    folder: Path
+    started: float
+    peak_memory: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == "stage ended"]
+
+    def last(self, event: str) -> dict[str, Any] | None:
+        return next((e for e in reversed(self.events) if e["event"] == event), None)
+
+
+def run(parameters: dict[str, Any]) -> int:
+    """Run deployment `m1/full` with these parameters and wait; returns the exit code.
+
+    Raises:
+        M1Error: bad input, a service that died, or the run failed.
+    """
+    started = time.time()
+    signal.signal(signal.SIGTERM, _interrupt)
+    _check_before(parameters)
+    services.up(lambda text: print(text, flush=True))
+    services_seconds = time.time() - started
+    identity, name = _create(parameters)
+    url = services.flow_run_url(identity)
+    print(f"flow run {name}: {url}", flush=True)
+    watched = Watched(identity, flow_runs.folder_of(identity), started)
+    try:
+        state, message = _wait(watched)
+    except KeyboardInterrupt:
+        print("\ncancelling the flow run ...", file=sys.stderr, flush=True)
+        _cancel(identity)
+        raise StageFailed(f"flow run {name} was cancelled", _AGAIN) from None
+    except ServiceError:
+        _stop(identity)
+        raise
+    _report(watched, services_seconds, url)
+    if state == "COMPLETED":
+        return 0
+    failed = watched.last("failed")
+    # The line of the stage itself says more than the state of the run.
+    text = failed["message"] if failed else message or f"ended in state {state}"
+    print(f"error: {text}", file=sys.stderr)
+    return StageFailed.exit_code
+
+
+def _check_before(parameters: dict[str, Any]) -> None:
+    """Bad input is refused before any service is started. The flow checks the same again."""
+    from flows import plan as planning
+
+    settings = planning.load_profile(
+        parameters["profile"], seed=parameters["seed"], overrides=parameters["overrides"] or {}
+    )
+    stages = planning.select(settings, parameters["start"], parameters["stop"], parameters["only"])
+    services.check_disk()
+    if parameters["upstream"] is not None:
+        planning.check_upstream(settings, stages)
+
+
+def _create(parameters: dict[str, Any]) -> tuple[str, str]:
+    os.environ.update(services.client_environment())
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+        flow_run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    return str(flow_run.id), flow_run.name
+
+
+def _wait(watched: Watched) -> tuple[str, str | None]:
+    """Follow the run to its end; returns the type and message of its final state."""
+    from prefect.client.orchestration import get_client
+
+    next_memory = next_state = 0.0
+    unanswered: float | None = None
+    with Display() as display, get_client(sync_client=True) as client:
+        while True:
+            now = time.monotonic()
+            watched.events = flow_runs.read_events(watched.folder)
+            display.show(watched.events)
+            if now >= next_memory:
+                watched.peak_memory = max(watched.peak_memory, _memory())
+                next_memory = now + _MEMORY_SECONDS
+            if now >= next_state:
+                next_state = now + 1.0
+                _check_processes(watched)
+                if not services.is_healthy("prefect", timeout=3):
+                    unanswered = unanswered or now
+                    if now - unanswered > 15:
+                        raise ServiceError("the Prefect server gives no answer", f"Run `m1 up`. {_AGAIN}")
+                    continue
+                unanswered = None
+                run = client.read_flow_run(watched.identity)  # type: ignore[arg-type]
+                if run.state is not None and run.state.is_final():
+                    watched.events = flow_runs.read_events(watched.folder)
+                    display.show(watched.events)
+                    return run.state.type.value, run.state.message
+                display.waiting(run.state.name if run.state else "unknown", len(watched.events))
+            time.sleep(_POLL_SECONDS)
+
+
+def _check_processes(watched: Watched) -> None:
+    """A dead service is noticed by its process, at once."""
+    for name, title in (("prefect", "Prefect server"), ("worker", "Prefect worker"), ("mlflow", "MLflow server")):
+        if services.running(name) is None:
+            raise ServiceError(
+                f"the {title} died while the flow run was going on (log: {services.log_file(name)})", _AGAIN
+            )
+
+
+def _memory() -> int:
+    records = [services.running(name) for name in services.NAMES]
+    return tree_memory([os.getpid(), *(record.pid for record in records if record)])
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _cancel(identity: str) -> None:
+    """Ask Prefect to cancel; make sure of it ourselves if that takes too long."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled, Cancelling
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with get_client(sync_client=True) as client:
+            started = flow_runs.process_of(identity) is not None
+            state: Any = Cancelling() if started else Cancelled()
+            client.set_flow_run_state(identity, state, force=not started)  # type: ignore[arg-type]
+            deadline = time.monotonic() + _STOP_PATIENCE
+            while time.monotonic() < deadline:
+                run = client.read_flow_run(identity)  # type: ignore[arg-type]
+                process = flow_runs.process_of(identity)
+                if run.state and run.state.is_final() and (process is None or not process.alive()):
+                    return
+                time.sleep(0.3)
+            _stop(identity)
+            client.set_flow_run_state(identity, Cancelled(), force=True)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        _stop(identity)
+    except Exception as error:
+        _stop(identity)
+        raise ServiceError(f"the flow run was stopped, but Prefect could not be told ({error})", _AGAIN) from error
+
+
+def _stop(identity: str) -> None:
+    """End the flow run's process without Prefect's help; a supervisor ends the stage below it in good order."""
+    process = flow_runs.process_of(identity)
+    if process is not None:
+        process.stop(grace=25)
+
+
+def _report(watched: Watched, services_seconds: float, url: str | None) -> None:
+    from rich.console import Console
+
+    summary = watched.summary
+    if summary:
+        Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200).print(summary_table(summary))
+    wall = time.time() - watched.started
+    own = sum(row["own_seconds"] for row in summary)
+    # What a stage measures itself begins after its imports; the difference is the start of its processes.
+    begin = sum(row["own_seconds"] - row["inside_seconds"] for row in summary if row.get("inside_seconds"))
+    rest = max(0.0, wall - own)
+    print(
+        f"{wall:.0f} s in all: stages {own:.0f} s (of which starting their processes {begin:.0f} s), orchestration "
+        f"{rest:.0f} s ({100 * rest / wall:.1f}%, of which waiting for the services {services_seconds:.0f} s)"
+    )
+    print(f"peak memory of all processes: {watched.peak_memory / 1024**3:.2f} GiB")
+    print(f"Prefect: {url}")
+    planned = watched.last("planned")
+    if planned and planned.get("mlflow_url"):
+        print(f"MLflow:  {planned['mlflow_url']}")

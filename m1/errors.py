@@ -1,0 +1,44 @@
+"""The one error style of the project: one line that says what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+
+class M1Error(Exception):
+    """A fault the user can act on.
+
+    Args:
+        what: what is wrong, naming the thing (file, field, port, stage) and its value.
+        mend: what to do about it, as an imperative sentence; may be empty when `what` says it all.
+    """
+
+    #: Process exit code of a command that ends with this error.
+    exit_code = 1
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        self.what = " ".join(what.split())
+        self.mend = " ".join(mend.split())
+        super().__init__(f"{self.what}. {self.mend}" if self.mend else self.what)
+
+
+class UsageError(M1Error):
+    """Bad input from the user: a profile, an option, a missing file. Nothing has been started."""
+
+    exit_code = 2
+
+
+class StageFailed(M1Error):
+    """A stage's own process ended without a result."""
+
+    exit_code = 3
+
+
+class ServiceError(M1Error):
+    """A local service (Prefect, MLflow, a port, the disk) is not usable."""
+
+    exit_code = 4
+
+
+class Interrupted(M1Error):
+    """Work stopped on request (SIGTERM, SIGINT) after saving what could be saved."""
+
+    exit_code = 75

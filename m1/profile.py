@@ -1,0 +1,560 @@
+"""Typed configuration: one YAML file describes a whole run.
+
+Every section is named after the stage that owns it. Unknown fields, wrong types and impossible combinations are
+refused with the file, the field, the value and what is allowed, before anything starts. This module imports neither
+torch nor Prefect, so that every command can read a profile at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from m1 import paths
+from m1.errors import UsageError
+
+DATA_STAGES = ("corpus", "tokenizer", "tokens", "sft-data", "synthesize")
+TRAINING_STAGES = ("pretrain", "sft", "context-extension", "rl-40k", "rl-80k")
+STAGES = ("corpus", "tokenizer", "tokens", "sft-data", "pretrain", "sft", "context-extension", "synthesize",
+          "rl-40k", "rl-80k", "evaluate", "export")  # fmt: skip
+#: What a stage reads besides its parent checkpoint; each must come earlier in the order.
+READS: dict[str, tuple[str, ...]] = {
+    "corpus": (),
+    "tokenizer": ("corpus",),
+    "tokens": ("corpus", "tokenizer"),
+    "sft-data": ("tokenizer",),
+    "synthesize": ("tokenizer", "sft-data"),
+    "pretrain": ("tokenizer", "tokens"),
+    "sft": ("tokenizer", "sft-data"),
+    "context-extension": ("tokenizer", "tokens"),
+    "rl-40k": ("tokenizer", "synthesize"),
+    "rl-80k": ("tokenizer", "synthesize"),
+    "evaluate": ("tokenizer", "synthesize"),
+    "export": ("tokenizer", "tokens"),
+}
+
+
+class Section(BaseModel):
+    """A part of a profile: unknown fields are errors, values are frozen, nothing is coerced from another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    """The hybrid of lightning and softmax attention (MiniMax-01, arXiv 2501.08313 §2)."""
+
+    num_layers: int = Field(ge=1)
+    softmax_every: int = Field(8, ge=1, description="every n-th layer has softmax attention, the others lightning")
+    hidden_size: int = Field(ge=8)
+    num_attention_heads: int = Field(ge=1)
+    num_query_groups: int = Field(ge=1, description="key/value heads of the softmax layers")
+    head_dim: int = Field(ge=4)
+    num_experts: int = Field(ge=1)
+    moe_router_topk: int = Field(2, ge=1)
+    moe_ffn_hidden_size: int = Field(ge=8)
+    vocab_size: int = Field(ge=300)
+    rotary_percent: float = Field(0.5, gt=0, le=1)
+    rotary_base: float = Field(10_000.0, gt=1)
+    norm_epsilon: float = Field(1e-5, gt=0)
+    lightning_norm_epsilon: float = Field(1e-6, gt=0)
+    max_position_embeddings: int = Field(ge=16)
+
+    @property
+    def deepnorm_alpha(self) -> float:
+        """Residual factor (2N)^(1/4) of DeepNorm for N layers."""
+        return (2 * self.num_layers) ** 0.25
+
+    @property
+    def deepnorm_beta(self) -> float:
+        """Initialisation scale (8N)^(-1/4) of DeepNorm; not a factor of the forward pass."""
+        return (8 * self.num_layers) ** -0.25
+
+    def is_softmax_layer(self, layer_index: int) -> bool:
+        """Whether the layer with this 0-based index has softmax attention."""
+        return (layer_index + 1) % self.softmax_every == 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Model:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_query_groups={self.num_query_groups}"
+            )
+        if self.moe_router_topk > self.num_experts:
+            raise ValueError(f"moe_router_topk={self.moe_router_topk} exceeds num_experts={self.num_experts}")
+        if int(self.head_dim * self.rotary_percent) % 2:
+            raise ValueError(f"rotary_percent={self.rotary_percent} of head_dim={self.head_dim} is not an even number")
+        return self
+
+
+class Parallel(Section):
+    """Parallel layout of the training stages; the data-parallel size is what remains of the world size."""
+
+    world_size: int = Field(1, ge=1)
+    threads_per_rank: int = Field(1, ge=1)
+    tensor_model_parallel_size: int = Field(1, ge=1)
+    pipeline_model_parallel_size: int = Field(1, ge=1)
+    context_parallel_size: int = Field(1, ge=1)
+    expert_model_parallel_size: int = Field(1, ge=1)
+    expert_tensor_parallel_size: int = Field(1, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world_size // (
+            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Parallel:
+        dense = self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        if self.world_size % dense:
+            raise ValueError(
+                f"world_size={self.world_size} is not a multiple of tensor x pipeline x context parallel = {dense}"
+            )
+        sparse = self.expert_tensor_parallel_size * self.expert_model_parallel_size * self.pipeline_model_parallel_size
+        if self.world_size % sparse:
+            raise ValueError(
+                f"world_size={self.world_size} is not a multiple of expert-tensor x expert x pipeline parallel = "
+                f"{sparse}"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """AdamW. The defaults are the reinforcement-learning values of the MiniMax-M1 report §3.2."""
+
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-15, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_grad: float = Field(1.0, gt=0)
+
+
+class LearningRate(Section):
+    """Warm-up, constant phase, decay. Fractions are of the stage's steps."""
+
+    max: float = Field(gt=0)
+    min: float = Field(0.0, ge=0)
+    warmup_fraction: float = Field(0.0, ge=0, le=1)
+    constant_fraction: float = Field(0.0, ge=0, le=1)
+    decay: Literal["linear", "cosine", "exponential", "none"] = "cosine"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LearningRate:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} exceeds max={self.max}")
+        if self.warmup_fraction + self.constant_fraction > 1:
+            raise ValueError("warmup_fraction + constant_fraction exceeds 1")
+        if self.decay == "exponential" and self.min == 0:
+            raise ValueError("an exponential decay needs min above 0")
+        return self
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Learning rate of 0-based `step` out of `total_steps`."""
+        warmup = self.warmup_fraction * total_steps
+        if step < warmup:
+            return self.max * (step + 1) / max(1.0, math.ceil(warmup))
+        decay_start = warmup + self.constant_fraction * total_steps
+        if self.decay == "none" or step < decay_start:
+            return self.max
+        progress = (step - decay_start + 1) / max(1.0, total_steps - decay_start)
+        progress = min(1.0, progress)
+        if self.decay == "linear":
+            return self.max + (self.min - self.max) * progress
+        if self.decay == "exponential":
+            return self.max * (self.min / self.max) ** progress
+        return self.min + (self.max - self.min) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Corpus(Section):
+    """Raw text: which sources, how they are cleaned and de-duplicated."""
+
+    spec: str = Field(description="name of a file in data_specs/, without .yaml")
+    max_megabytes: float = Field(gt=0, description="clean text kept, in 10^6 bytes, over all sources")
+
+
+class Tokenizer(Section):
+    """Byte-level BPE trained on the corpus. Its vocabulary size is `model.vocab_size`."""
+
+    train_megabytes: float = Field(gt=0)
+
+
+class Tokens(Section):
+    """Megatron indexed data sets."""
+
+    heldout_fraction: float = Field(gt=0, lt=0.5)
+
+
+class TaskRange(Section):
+    """Inclusive range of difficulty levels, 1 the easiest."""
+
+    min_difficulty: int = Field(1, ge=1, le=10)
+    max_difficulty: int = Field(ge=1, le=10)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TaskRange:
+        if self.min_difficulty > self.max_difficulty:
+            raise ValueError(f"min_difficulty={self.min_difficulty} exceeds max_difficulty={self.max_difficulty}")
+        return self
+
+
+class SftData(Section):
+    """Worked answers from the task generators."""
+
+    samples_per_task: int = Field(ge=1)
+    tasks: dict[str, TaskRange]
+
+
+class Synthesize(Section):
+    """Prompts for reinforcement learning and held-out prompts, disjoint by content from each other and from SFT."""
+
+    train_prompts_per_task: int = Field(ge=1)
+    heldout_prompts_per_task: int = Field(ge=1)
+    tasks: dict[str, TaskRange]
+
+
+class Training(Section):
+    """What every gradient-based stage has. Tokens and steps count the whole data-parallel world."""
+
+    sequence_length: int = Field(ge=16)
+    global_batch_size: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
+    learning_rate: LearningRate
+    optimizer: Optimizer = Optimizer()
+    moe_aux_loss_coeff: float = Field(0.0, ge=0)
+    checkpoint_every: int = Field(ge=1, description="steps between checkpoints")
+    log_every: int = Field(10, ge=1)
+
+
+class Pretrain(Training):
+    train_steps: int = Field(ge=1)
+    evaluate_every: int = Field(ge=1)
+
+
+class Sft(Training):
+    epochs: float = Field(gt=0)
+    evaluate_every: int = Field(ge=1)
+
+
+class ExtensionStage(Section):
+    """One step of the context extension."""
+
+    sequence_length: int = Field(ge=16)
+    rotary_base: float = Field(gt=1)
+    train_steps: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
+
+
+class ContextExtension(Section):
+    """Four stages, each at least doubling the length (MiniMax-M1 report §2.1)."""
+
+    stages: list[ExtensionStage] = Field(min_length=1)
+    retrieval_fraction: float = Field(ge=0, le=1, description="share of the sequences that carry a retrieval question")
+    probes: int = Field(ge=1, description="retrieval questions asked after each stage")
+    sft_fraction: float = Field(0.0, ge=0, le=1, description="share of sequences made of worked answers (replay)")
+    learning_rate: LearningRate
+    optimizer: Optimizer = Optimizer()
+    moe_aux_loss_coeff: float = Field(0.0, ge=0)
+    log_every: int = Field(5, ge=1)
+    max_gradient_norm: float = Field(gt=0, description="a norm above this stops the stage: the recipe's known failure")
+
+    @model_validator(mode="after")
+    def _doubling(self) -> ContextExtension:
+        lengths = [stage.sequence_length for stage in self.stages]
+        for short, long in itertools.pairwise(lengths):
+            if long < 2 * short:
+                raise ValueError(f"stages: sequence_length {long} is less than twice the {short} before it")
+        return self
+
+
+class Rewards(Section):
+    """Rule rewards: correctness needs format; the weights are this project's choice (the paper's are not published)."""
+
+    correct: float = 1.0
+    format: float = Field(0.1, ge=0, description="added when think and answer tags are well formed")
+    overlong_cache: int = Field(ge=1, description="tokens before the window's end where the soft penalty begins")
+    overlong_penalty: float = Field(1.0, ge=0)
+
+
+class Cispo(Section):
+    """CISPO (MiniMax-M1 report §3.1, Eq. 4-5). Bounds are absolute values of the importance ratio, not 1 + eps."""
+
+    is_weight_max: float = Field(gt=0)
+    is_weight_min: float | None = Field(None, ge=0)
+
+
+class Repetition(Section):
+    """Early stop: this many consecutive tokens, each above the probability (report §3.2: 3000 and 0.99)."""
+
+    consecutive_tokens: int = Field(ge=1)
+    probability: float = Field(0.99, gt=0, lt=1)
+
+
+class WindowCriteria(Section):
+    """When to move to the next output window (report §5; the thresholds are not published and chosen here)."""
+
+    perplexity_change: float = Field(
+        gt=0, description="relative change of the perplexity over `patience` steps below this"
+    )
+    length_fraction: float = Field(gt=0, le=1, description="99th percentile of length at least this part of the window")
+    patience: int = Field(ge=1)
+    max_steps: int = Field(ge=1, description="move on after this many steps in any case, and say so")
+
+
+class Rl(Section):
+    """One reinforcement-learning stage. Windows are output lengths in tokens."""
+
+    windows: list[int] = Field(min_length=1)
+    train_steps: int = Field(ge=1, description="batches of rollouts")
+    prompts_per_step: int = Field(ge=1)
+    group_size: int = Field(ge=2)
+    updates_per_step: int = Field(ge=1, description="optimizer steps per batch of rollouts; above 1 is off-policy")
+    max_generation_rounds: int = Field(ge=1, description="dynamic sampling: rounds before a smaller batch is taken")
+    micro_batch_size: int = Field(ge=1)
+    max_prompt_length: int = Field(ge=8)
+    temperature: float = Field(1.0, gt=0)
+    objective: Literal["cispo"] = "cispo"
+    cispo: Cispo
+    rewards: Rewards
+    repetition: Repetition
+    advance: WindowCriteria | None = None
+    #: Tasks and levels sampled; an empty mapping takes every task of the synthesised set.
+    max_solve_rate: float | None = Field(
+        None, gt=0, le=1, description="drop prompts the parent solves more often than this"
+    )
+    learning_rate: LearningRate
+    optimizer: Optimizer = Optimizer()
+    moe_aux_loss_coeff: float = Field(0.0, ge=0)
+    checkpoint_every: int = Field(ge=1)
+    evaluate_every: int = Field(ge=1)
+    evaluate_prompts_per_task: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _windows(self) -> Rl:
+        if sorted(set(self.windows)) != self.windows:
+            raise ValueError(f"windows={self.windows} must rise")
+        if len(self.windows) > 1 and self.advance is None:
+            raise ValueError("several windows need the `advance` criteria")
+        batch = self.prompts_per_step * self.group_size
+        if batch % self.updates_per_step:
+            raise ValueError(
+                f"prompts_per_step x group_size = {batch} is not a multiple of updates_per_step={self.updates_per_step}"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """pass@1 as the mean of k samples (report §6: temperature 1.0, top-p 0.95)."""
+
+    samples_per_prompt: int = Field(ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    prompts_per_task: int = Field(ge=1)
+
+
+class Export(Section):
+    """Safetensors in the transformers layout, loaded back and compared before they count as done."""
+
+    check_tokens: int = Field(ge=1, description="length of the sequence on which both models are compared")
+    tolerance: float = Field(gt=0, description="largest allowed absolute difference of the log-probabilities")
+
+
+class FlowSettings(Section):
+    """How the flow treats a stage that fails."""
+
+    retries: int = Field(0, ge=0, description="retries of a stage that was killed or lost its machine")
+    retry_delay_seconds: int = Field(5, ge=0)
+
+
+class Profile(Section):
+    """A whole run. Read one with `load`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        alias_generator=AliasGenerator(alias=lambda field: field.replace("_", "-")),
+        populate_by_name=False,
+    )
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = Field(ge=0)
+    order: list[Literal[STAGES]]  # type: ignore[valid-type]
+    flow: FlowSettings = FlowSettings()
+    model: Model
+    parallel: Parallel
+    corpus: Corpus
+    tokenizer: Tokenizer
+    tokens: Tokens
+    sft_data: SftData
+    synthesize: Synthesize
+    pretrain: Pretrain
+    sft: Sft
+    context_extension: ContextExtension
+    rl_40k: Rl
+    rl_80k: Rl
+    evaluate: Evaluate
+    export: Export
+
+    def section(self, stage: str) -> Section:
+        """The section that `stage` (for example "rl-40k") owns."""
+        return getattr(self, stage.replace("-", "_"))
+
+    def parent_of(self, stage: str) -> str | None:
+        """The training stage whose checkpoint `stage` starts from, by the profile's order."""
+        before = [name for name in self.order[: self.order.index(stage)] if name in TRAINING_STAGES]
+        return before[-1] if before else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values with the same keys as the YAML file, every default resolved."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @model_validator(mode="after")
+    def _order_is_possible(self) -> Profile:
+        seen: set[str] = set()
+        for stage in self.order:
+            if stage in seen:
+                raise ValueError(f"order: {stage} appears twice")
+            for needed in READS[stage]:
+                if needed in self.order and needed not in seen:
+                    raise ValueError(f"order: {stage} reads {needed}, which must come before it")
+            continues = stage in ("sft", "context-extension", "rl-40k", "rl-80k", "evaluate", "export")
+            if continues and not seen & set(TRAINING_STAGES):
+                raise ValueError(f"order: {stage} needs a trained parent, put pretrain before it")
+            seen.add(stage)
+        missing = [needed for stage in self.order for needed in READS[stage] if needed not in seen]
+        if missing:
+            raise ValueError(f"order: {missing[0]} is missing, and a later stage reads it")
+        if "rl-80k" in seen and "rl-40k" in seen and self.order.index("rl-80k") < self.order.index("rl-40k"):
+            raise ValueError("order: rl-80k continues rl-40k and must come after it")
+        return self
+
+    @model_validator(mode="after")
+    def _layout_is_possible(self) -> Profile:
+        tensor = self.parallel.tensor_model_parallel_size
+        if self.model.num_attention_heads % tensor:
+            raise ValueError(
+                f"parallel: num_attention_heads={self.model.num_attention_heads} is not a multiple of "
+                f"tensor_model_parallel_size={tensor}"
+            )
+        if self.model.num_query_groups % tensor:
+            raise ValueError(
+                f"parallel: num_query_groups={self.model.num_query_groups} is not a multiple of "
+                f"tensor_model_parallel_size={tensor}"
+            )
+        if self.model.num_layers % self.parallel.pipeline_model_parallel_size:
+            raise ValueError(
+                f"parallel: num_layers={self.model.num_layers} is not a multiple of "
+                f"pipeline_model_parallel_size={self.parallel.pipeline_model_parallel_size}"
+            )
+        if self.model.num_experts % self.parallel.expert_model_parallel_size:
+            raise ValueError(
+                f"parallel: num_experts={self.model.num_experts} is not a multiple of "
+                f"expert_model_parallel_size={self.parallel.expert_model_parallel_size}"
+            )
+        replicas = self.parallel.data_parallel_size
+        batches = [("pretrain", self.pretrain), ("sft", self.sft)]
+        batches += [(f"context-extension.stages[{i}]", s) for i, s in enumerate(self.context_extension.stages)]  # type: ignore[misc]
+        for name, part in batches:
+            if part.global_batch_size % (part.micro_batch_size * replicas):
+                raise ValueError(
+                    f"{name}: global_batch_size={part.global_batch_size} is not a multiple of micro_batch_size="
+                    f"{part.micro_batch_size} x data-parallel size {replicas}"
+                )
+        for name, rl in (("rl-40k", self.rl_40k), ("rl-80k", self.rl_80k)):
+            batch = rl.prompts_per_step * rl.group_size // rl.updates_per_step
+            if batch % replicas or rl.prompts_per_step % replicas:
+                raise ValueError(
+                    f"{name}: prompts_per_step={rl.prompts_per_step} and responses per update={batch} must be "
+                    f"multiples of the data-parallel size {replicas}"
+                )
+        longest = max(stage.sequence_length for stage in self.context_extension.stages)
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"context-extension: sequence_length={longest} exceeds model.max_position_embeddings="
+                f"{self.model.max_position_embeddings}"
+            )
+        return self
+
+
+def available() -> list[str]:
+    """Names of the profiles in `profiles/`."""
+    return sorted(path.stem for path in paths.PROFILES.glob("*.yaml"))
+
+
+def load(name_or_path: str, *, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read and check a profile.
+
+    Args:
+        name_or_path: a name in `profiles/`, or a path to a YAML file.
+        overrides: dotted fields and their values, for example {"pretrain.train_steps": 10}.
+
+    Raises:
+        UsageError: the file is missing or not YAML, or a field is unknown, mistyped or impossible.
+    """
+    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else paths.PROFILES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise UsageError(f"profile {name_or_path!r}: no file {path}", f"Choose one of: {', '.join(available())}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {error}", "Correct the file.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a mapping of sections, found {type(content).__name__}", "Correct the file.")
+    for dotted, value in (overrides or {}).items():
+        _set(content, dotted, value, path)
+    return parse(content, str(path))
+
+
+def parse(content: dict[str, Any], source: str) -> Profile:
+    """Check a profile given as plain values; `source` names it in error messages."""
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_describe(error)}") from error
+
+
+def _set(content: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
+    *parents, last = dotted.split(".")
+    for key in parents:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"{path}: override {dotted}: {key} is not a section", "Use section.field=value.")
+    content[last] = value
+
+
+def _describe(error: ValidationError) -> str:
+    """Every fault of a profile, one clause each: field, value, what is allowed."""
+    clauses = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_fields(fault["loc"][:-1]), n=1)
+            hint = f"did you mean {near[0]}?" if near else "remove it"
+            clauses.append(f"{field}: unknown field (value {fault['input']!r}); {hint}")
+        elif fault["type"] == "missing":
+            clauses.append(f"{field}: missing; give it a value")
+        elif fault["type"] == "value_error":
+            message = str(fault["ctx"]["error"])
+            clauses.append(f"{field}: {message}" if field else message)
+        else:
+            clauses.append(f"{field}: {fault['msg']} (value {fault['input']!r})")
+    return "; ".join(clauses)
+
+
+def _known_fields(location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section at `location`, for suggestions."""
+    kind: Any = Profile
+    for part in location:
+        fields = {(f.alias or n): f.annotation for n, f in getattr(kind, "model_fields", {}).items()}
+        kind = fields.get(str(part))
+    return [f.alias or n for n, f in getattr(kind, "model_fields", {}).items()]

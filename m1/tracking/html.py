@@ -1,0 +1,345 @@
+"""The report: one HTML page about the newest run of every stage, from the run folders alone, readable without a server."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m1 import paths
+from m1 import profile as profiles
+from m1.errors import UsageError
+from m1.profile import DATA_STAGES, Profile
+from m1.stage import StageResult, load_result, newest_run, read_metrics
+from m1.tracking import records
+
+#: One sentence per stage for a reader who is new to the recipe.
+_ABOUT = {
+    "corpus": "Real text from named packages is cleaned, filtered and de-duplicated.",
+    "tokenizer": "A byte-level BPE vocabulary is trained on the corpus.",
+    "tokens": "The corpus becomes sequences of token ids, a part of it held out.",
+    "sft-data": "Task generators write questions with worked answers.",
+    "pretrain": "The model learns to predict the next token of the corpus.",
+    "sft": "Supervised fine-tuning: it learns to think inside tags and then answer.",
+    "context-extension": "It is trained on longer and longer sequences, each stage at least twice the one before.",
+    "synthesize": "Questions with verifiable answers for reinforcement learning, and a held-out set.",
+    "rl-40k": "CISPO reinforcement learning with the shorter output window.",
+    "rl-80k": "The same, with an output window that grows when the criteria hold.",
+    "evaluate": "Every checkpoint answers the held-out questions.",
+    "export": "The last checkpoint in the layout of transformers, loaded back and compared.",
+}
+_GLOSSARY = {
+    "loss": "Mean negative log-likelihood of the next token, in nats. Lower is better; a uniform guess over the "
+    "vocabulary has the logarithm of its size.",
+    "held out": "Text or questions that training never sees.",
+    "gradient norm": "Length of the gradient over all parameters. A sudden rise announces a run that diverges.",
+    "reward": "What the verifier gives an answer: right or wrong, its format, and a penalty for overlong ones.",
+    "pass@1": "Probability that one sampled answer is right, estimated as the mean over several samples.",
+    "CISPO": "The objective of the MiniMax-M1 report §3.1: importance weights are clipped, tokens are never dropped.",
+    "fingerprint": "Hash of code, settings, data and parent. The same fingerprint means the work need not be redone.",
+}
+_STYLE = """
+:root{color-scheme:light}body{font:15px/1.55 system-ui,sans-serif;color:#222;margin:0 auto;max-width:62rem;padding:2rem}
+h1{margin-bottom:.2rem}h2{margin-top:2.6rem;border-bottom:1px solid #ddd;padding-bottom:.25rem}h3{margin:1.8rem 0 .3rem}
+table{border-collapse:collapse;width:100%;font-size:.9rem}td,th{padding:.35rem .6rem;border-bottom:1px solid #e5e5e5;
+text-align:left;vertical-align:top}th{background:#f6f6f6}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+code{background:#f3f3f3;padding:0 .25em;border-radius:3px;overflow-wrap:anywhere}img{max-width:100%;height:auto}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:1rem}.quiet{color:#666}
+.scroll{overflow-x:auto}summary{cursor:pointer;color:#0059a8}li{margin:.15rem 0}
+"""
+
+
+@dataclass
+class _Stage:
+    """What the report knows of one stage."""
+
+    name: str
+    run: Path | None
+    result: StageResult | None
+    lines: list[dict[str, Any]]
+    record: records.DataRecord | None
+    summary: dict[str, Any]
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.record is not None
+
+
+def report(profile_name: str, planned: Mapping[str, Mapping[str, float | None]] | None = None) -> Path:
+    """Write `runs/<profile>/report.html` about the newest finished run of every stage.
+
+    Args:
+        planned: stage -> {"tokens": ..., "flops": ...}, as planned before the run; for the table of plan and actual.
+
+    Returns:
+        the page. It holds its figures and refers to nothing outside.
+
+    Raises:
+        UsageError: no such profile, or nothing has run yet.
+    """
+    settings = profiles.load(profile_name)
+    stages = [_stage(settings.name, name) for name in settings.order]
+    if not any(stage.done for stage in stages):
+        raise UsageError(f"profile {settings.name} has no finished stage to report on", "Run `m1/full` first.")
+    settings = _settings_of_run(settings, stages)
+    with tempfile.TemporaryDirectory() as folder:
+        body = "".join(
+            [
+                _head(settings, stages),
+                _overview(settings, stages, Path(folder)),
+                _plan(settings, stages, planned or {}),
+                _curves(settings, stages, Path(folder)),
+                "<h2>Stage by stage</h2>",
+                *(_details(stage) for stage in stages if stage.done),
+                _glossary(),
+            ]
+        )
+    title = f"m1 report: {settings.name}"
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+    )
+    path = paths.runs_dir(settings.name, "").resolve() / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".report.html.{os.getpid()}")
+    unfinished.write_text(page, encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def _stage(profile_name: str, name: str) -> _Stage:
+    if name in DATA_STAGES:
+        record = records.locked(name, profile_name)
+        folder = paths.ROOT / record.path if record else None
+        return _Stage(name, None, None, [], record, records.summary(folder) if folder else {})
+    run = newest_run(profile_name, name)
+    if run is None:
+        return _Stage(name, None, None, [], None, {})
+    return _Stage(name, run, load_result(run), read_metrics(run), None, {})
+
+
+def _settings_of_run(settings: Profile, stages: Sequence[_Stage]) -> Profile:
+    """The settings the newest run was made with; the profile's file may have changed since, or had overrides."""
+    results = [stage.result for stage in stages if stage.result is not None]
+    if not results:
+        return settings
+    newest = max(results, key=lambda result: result.finished_at)
+    try:
+        return profiles.parse(newest.request["profile"], "the newest run")
+    except UsageError:
+        return settings  # made with an older form of the profile
+
+
+def _head(settings: Profile, stages: Sequence[_Stage]) -> str:
+    from m1.tracking.pictures import duration
+
+    results = [stage.result for stage in stages if stage.result is not None]
+    seconds = sum(result.seconds for result in results)
+    finished = max((result.finished_at for result in results), default=0.0)
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(finished)) if finished else "no training stage yet"
+    model = settings.model
+    softmax = sum(model.is_softmax_layer(index) for index in range(model.num_layers))
+    done = sum(stage.done for stage in stages)
+    return (
+        f"<h1>Run report: profile {_text(settings.name)}</h1>"
+        f'<p class="quiet">{done} of {len(stages)} stages done; the newest finished {when}; '
+        f"{duration(seconds)} of work in the training, evaluation and export stages.</p>"
+        "<p>This page follows one language model from raw text to a checkpoint trained with reinforcement learning, in "
+        f"the order of the MiniMax-M1 recipe. The model has {model.num_layers} layers, {softmax} with softmax and "
+        f"{model.num_layers - softmax} with lightning attention, {model.num_experts} experts of which each token uses "
+        f"{model.moe_router_topk}, hidden size {model.hidden_size} and a vocabulary of {model.vocab_size:,}. Every box "
+        "below is one stage; it starts from what the boxes before it left. Words that may be new are at the end.</p>"
+    )
+
+
+def _overview(settings: Profile, stages: Sequence[_Stage], folder: Path) -> str:
+    from m1.tracking.pictures import duration, flow_picture
+
+    results = {stage.name: stage.result for stage in stages if stage.result is not None}
+    done = [stage.name for stage in stages if stage.done]
+    picture = flow_picture(folder / "flow.png", settings.order, results, done)
+    rows = []
+    for number, stage in enumerate(stages, 1):
+        result = stage.result
+        about = f'{_text(stage.name)}<br><span class="quiet">{_text(_ABOUT.get(stage.name, ""))}</span>'
+        if result is not None:
+            tokens = _final(result, "tokens")
+            cells = [
+                duration(result.seconds),
+                _text(result.key_metric),
+                _number(result.before),
+                _number(result.after),
+                _count(tokens),
+            ]
+        elif stage.record is not None:
+            cells = ["", f"data set <code>{stage.record.digest[:12]}</code>", "", "", _count(_tokens(stage.summary))]
+        else:
+            cells = ["", '<span class="quiet">not done yet</span>', "", "", ""]
+        rows.append([str(number), about, *cells])
+    table = _table(["", "stage", "time", "key metric", "before", "after", "tokens"], rows, numeric={2, 4, 5, 6})
+    return f"<h2>The flow</h2>{_image(picture, 'the stages in order')}{table}{_mixed(stages)}"
+
+
+def _mixed(stages: Sequence[_Stage]) -> str:
+    """A warning where the newest run of a stage was not made from the newest run of its parent."""
+    newest = {stage.name: stage.run for stage in stages if stage.run is not None}
+    notes = []
+    for stage in stages:
+        parent = stage.result.request["parent"] if stage.result else None
+        parent_stage = stage.result.request["parent_stage"] if stage.result else None
+        if parent and parent_stage in newest and Path(parent).name != newest[parent_stage].name:
+            notes.append(
+                f"The newest {_text(stage.name)} started from an earlier {_text(parent_stage)} run "
+                f"(<code>{_text(Path(parent).name)}</code>), not from the newest one shown here."
+            )
+    return _list(notes)
+
+
+def _plan(settings: Profile, stages: Sequence[_Stage], planned: Mapping[str, Mapping[str, float | None]]) -> str:
+    rows = []
+    for stage in stages:
+        if stage.result is None:
+            continue
+        plan = planned.get(stage.name, {})
+        steps = {line["step"] for line in stage.lines}
+        tokens, flops = _final(stage.result, "tokens"), _final(stage.result, "flops")
+        row = [_count(_planned_steps(settings, stage.name)), _count(max(steps) + 1 if steps else None)]
+        row += [_count(plan.get("tokens")), _count(tokens), _power(plan.get("flops")), _power(flops)]
+        rows.append([_text(stage.name), *row])
+    if not rows:
+        return ""
+    names = ["stage", "steps planned", "last step", "tokens planned", "tokens", "FLOPs planned", "FLOPs"]
+    return (
+        "<h2>Plan and actual</h2><p>What the profile asks for beside what was logged. Steps are optimizer steps, in "
+        "reinforcement learning batches of rollouts; an empty cell means that nothing was planned or logged.</p>"
+        + _table(names, rows, numeric=set(range(1, 7)))
+    )
+
+
+def _planned_steps(settings: Profile, stage: str) -> int | None:
+    section: Any = settings.section(stage)
+    if stage == "context-extension":
+        return sum(part.train_steps for part in section.stages)
+    return getattr(section, "train_steps", None)
+
+
+def _curves(settings: Profile, stages: Sequence[_Stage], folder: Path) -> str:
+    from m1.tracking.pictures import accuracy, spanning
+
+    images = spanning(folder, settings.order, {stage.name: stage.lines for stage in stages})
+    parts = [_image(path, name) for name, path in images.items()]
+    for stage in stages:
+        if stage.name == "evaluate" and stage.result is not None:
+            bars = accuracy(folder / "accuracy.png", stage.result.metrics, list(settings.synthesize.tasks))
+            parts += [_image(bars, "accuracy by task")] if bars else []
+    return f'<h2>Across the stages</h2><div class="figures">{"".join(parts)}</div>' if parts else ""
+
+
+def _details(stage: _Stage) -> str:
+    parts = [f"<h3>{_text(stage.name)}</h3><p>{_text(_ABOUT.get(stage.name, ''))}</p>"]
+    if stage.record is not None:
+        parts.append(
+            f"<p>Data set <code>{_text(stage.record.path)}</code>, DVC hash <code>{stage.record.digest}</code>, made "
+            f"by <code>{_text(stage.record.command)}</code>.</p>"
+        )
+        if stage.record.sources:
+            parts.append(_folded("Raw sources and their licences", _sources(stage.record.sources)))
+        parts.append(_values("Numbers of the data set", records.numbers(stage.summary)))
+    if stage.result is not None and stage.run is not None:
+        result = stage.result
+        parts.append(
+            f'<p class="quiet">Run folder <code>{_text(records.relative(stage.run))}</code>, fingerprint '
+            f"<code>{_text(result.fingerprint[:16])}</code>.</p>{_list([_text(note) for note in result.notes])}"
+        )
+        images = [stage.run / figure for figure in result.figures]
+        shown = "".join(_image(image, f"{stage.name}: {image.stem}") for image in images if image.is_file())
+        parts.append(f'<div class="figures">{shown}</div>' if shown else "")
+        parts.append(_values("All final metrics", result.metrics))
+    return "".join(parts)
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    names = [
+        key
+        for key in (
+            "name",
+            "package",
+            "version",
+            "licence",
+            "license",
+            "domain",
+            "documents_kept",
+            "bytes_kept",
+            "sha256",
+        )
+        if any(key in source for source in sources)
+    ]
+    return _table(names, [[_text(str(source.get(name, ""))) for name in names] for source in sources])
+
+
+def _values(title: str, values: Mapping[str, float]) -> str:
+    if not values:
+        return ""
+    return _folded(title, _table(["metric", "value"], [[_text(k), _number(v)] for k, v in values.items()], numeric={1}))
+
+
+def _glossary() -> str:
+    entries = "".join(f"<dt><b>{_text(word)}</b></dt><dd>{_text(meaning)}</dd>" for word, meaning in _GLOSSARY.items())
+    return f"<h2>Words</h2><dl>{entries}</dl>"
+
+
+def _tokens(summary: Mapping[str, Any]) -> float | None:
+    value = summary.get("tokens")
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _final(result: StageResult, name: str) -> float | None:
+    """A final metric by its whole key or its last part."""
+    if name in result.metrics:
+        return result.metrics[name]
+    return next((value for key, value in result.metrics.items() if key.endswith(f"/{name}")), None)
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _power(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
+
+
+def _list(items: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{content}</details>"
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int] | None = None) -> str:
+    """A table of ready HTML cells; columns in `numeric` are set to the right."""
+    mark = ['class="n"' if index in (numeric or set()) else "" for index in range(len(names))]
+    head = "".join(f"<th {kind}>{_text(name)}</th>" for kind, name in zip(mark, names, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td {kind}>{cell}</td>' for kind, cell in zip(mark, row, strict=True))}</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _image(path: Path, description: str) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{_text(description)}" src="data:image/png;base64,{content}">'

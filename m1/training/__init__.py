@@ -1,0 +1,1 @@
+"""Parallel set-up, training steps, checkpoints and data for every stage that trains."""

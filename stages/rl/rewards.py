@@ -1,0 +1,47 @@
+"""Rule rewards of one response: correctness, format, and the soft overlong punishment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m1.profile import Rewards
+from stages.synthesize.rewards import score
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What one response earned; `total` is what the advantage is computed from."""
+
+    total: float
+    correct: bool
+    formatted: bool
+    overlong: float
+
+
+def overlong_penalty(length: int, window: int, cache: int) -> float:
+    """Soft overlong punishment in [-1, 0] (DAPO, arXiv 2503.14476, Eq. 13).
+
+    0 up to window - cache tokens, falling linearly to -1 at the window, -1 beyond it.
+    """
+    free = window - cache
+    if length <= free:
+        return 0.0
+    if length > window:
+        return -1.0
+    return (free - length) / cache
+
+
+def judge(row: Mapping[str, Any], response: str, length: int, *, window: int, weights: Rewards) -> Reward:
+    """Reward of a response to a row of the synthesised set.
+
+    Args:
+        response: its text, closing token included.
+        length: its length in tokens.
+        window: the output window in tokens that it was generated under.
+    """
+    result = score(row, response)
+    overlong = weights.overlong_penalty * overlong_penalty(length, window, weights.overlong_cache)
+    total = weights.correct * result.correct + weights.format * result.formatted + overlong
+    return Reward(total, result.correct, result.formatted, overlong)

@@ -1,0 +1,138 @@
+"""Which prompts are rolled out: an order that a single integer resumes, and dynamic sampling."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m1.errors import UsageError
+from m1.generation import Rollout
+from m1.profile import Rl
+from m1.tokenizer import Tokenizer
+from stages.rl.advantage import group_advantages
+from stages.rl.rewards import Reward
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row of the synthesised set with its token ids."""
+
+    row: dict[str, Any]
+    tokens: list[int]
+
+
+@dataclass
+class Group:
+    """All responses to one prompt.
+
+    Attributes:
+        position: place in the sampler's order; no two groups of a run share it.
+        texts: the decoded responses.
+        advantages: one per response, filled in by dynamic sampling.
+    """
+
+    position: int
+    prompt: Prompt
+    rollouts: list[Rollout]
+    texts: list[str]
+    rewards: list[Reward]
+    advantages: list[float] = field(default_factory=list)
+
+
+def read_prompts(file: Path, tokenizer: Tokenizer, max_length: int | None = None) -> list[Prompt]:
+    """Rows of `train.jsonl` or `heldout.jsonl`, without those longer than `max_length` tokens.
+
+    Raises:
+        UsageError: no row is left.
+    """
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    encoded = tokenizer.encode_batch([row["prompt"] for row in rows])
+    prompts = [
+        Prompt(row, ids) for row, ids in zip(rows, encoded, strict=True) if max_length is None or len(ids) <= max_length
+    ]
+    if not prompts:
+        raise UsageError(
+            f"{file}: none of the {len(rows)} prompts has at most max_prompt_length={max_length} tokens",
+            "Raise max_prompt_length.",
+        )
+    return prompts
+
+
+class PromptSampler:
+    """Endless shuffled passes over the prompts. The prompt at a position is a function of seed and position alone."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, cursor: int = 0) -> None:
+        self.prompts = prompts
+        self.seed = seed
+        #: Position of the next prompt; all that needs saving.
+        self.cursor = cursor
+        self._pass = -1
+        self._order: list[int] = []
+
+    def at(self, position: int) -> Prompt:
+        number, place = divmod(position, len(self.prompts))
+        if number != self._pass:
+            self._pass, self._order = number, list(range(len(self.prompts)))
+            random.Random(f"{self.seed}/prompts/{number}").shuffle(self._order)
+        return self.prompts[self._order[place]]
+
+    def take(self, count: int) -> list[tuple[int, Prompt]]:
+        """The next prompts with their positions."""
+        taken = [(position, self.at(position)) for position in range(self.cursor, self.cursor + count)]
+        self.cursor += count
+        return taken
+
+
+@dataclass
+class SampledBatch:
+    """Result of dynamic sampling.
+
+    Attributes:
+        groups: with variance in their rewards, at most prompts_per_step.
+        generated: every group rolled out, kept or not.
+        rounds: rounds of generation used.
+    """
+
+    groups: list[Group]
+    generated: list[Group]
+    rounds: int
+
+
+def dynamic_sampling(
+    sampler: PromptSampler,
+    roll_out: Callable[[list[tuple[int, Prompt]]], list[Group]],
+    section: Rl,
+    multiple: int = 1,
+) -> SampledBatch:
+    """Roll out prompts until prompts_per_step groups have variance (DAPO, arXiv 2503.14476, §3.2).
+
+    A round asks for as many prompts as are still missing, divided by the share of groups kept so far. After
+    max_generation_rounds the batch is taken as it is, smaller.
+
+    Args:
+        roll_out: positions and prompts -> their groups, in order, rewards filled in.
+        multiple: rounds are rounded up to this (the data-parallel size).
+    """
+    kept: list[Group] = []
+    generated: list[Group] = []
+    rounds = 0
+    while len(kept) < section.prompts_per_step and rounds < section.max_generation_rounds:
+        missing = section.prompts_per_step - len(kept)
+        share = max(len(kept), 1) / len(generated) if generated else 1.0
+        count = min(section.prompts_per_step, math.ceil(missing / share))
+        groups = roll_out(sampler.take(-(-count // multiple) * multiple))
+        rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups]).double()
+        advantages, varied = group_advantages(rewards)
+        for group, row in zip(groups, advantages.tolist(), strict=True):
+            group.advantages = row
+        generated += groups
+        kept += [group for group, keep in zip(groups, varied.tolist(), strict=True) if keep]
+        rounds += 1
+    return SampledBatch(kept[: section.prompts_per_step], generated, rounds)

@@ -1,0 +1,1 @@
+"""Worked answers for supervised fine-tuning, from the task generators."""

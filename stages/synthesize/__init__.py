@@ -1,0 +1,1 @@
+"""Prompts for reinforcement learning and evaluation, from task generators with verifiers."""

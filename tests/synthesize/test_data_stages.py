@@ -1,0 +1,127 @@
+"""The two data stages: what they write, that no content is in two sets, and their errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m1 import chat, paths, profile
+from m1.errors import UsageError
+from m1.profile import Profile
+from stages.sft_data.__main__ import run as run_sft_data
+from stages.synthesize.__main__ import run as run_synthesize
+from stages.synthesize.rewards import Score, score
+from stages.synthesize.tasks import TASKS, draw
+from stages.synthesize.tasks.draw import FIELDS
+
+SMALL = {
+    "sft-data.samples_per_task": 60,
+    "synthesize.train_prompts_per_task": 20,
+    "synthesize.heldout_prompts_per_task": 7,
+}
+
+
+def settings_of(**overrides: Any) -> Profile:
+    return profile.load("tiny", overrides={**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def make(stage: str, settings: Profile) -> Path:
+    output = paths.data_dir(settings.name, stage)
+    output.mkdir(parents=True, exist_ok=True)
+    (run_sft_data if stage == "sft-data" else run_synthesize)(settings, output)
+    return output
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_rows_splits_and_levels(root: Path) -> None:
+    settings = settings_of()
+    sft, rl = make("sft-data", settings), make("synthesize", settings)
+    sets = {f"{d.name}/{f}": rows(d / f"{f}.jsonl") for d in (sft, rl) for f in ("train", "heldout")}
+    expected = {"sft-data/train": 59, "sft-data/heldout": 1, "synthesize/train": 20, "synthesize/heldout": 7}
+    ids: list[str] = []
+    questions: list[str] = []
+    for name, content in sets.items():
+        assert len(content) == expected[name] * len(TASKS)
+        for task in TASKS:
+            levels = [r["difficulty"] for r in content if r["task"] == task]
+            assert len(levels) == expected[name]
+            counts = [levels.count(level) for level in (1, 2, 3)]
+            assert max(counts) - min(counts) <= 1 and sum(counts) == len(levels)
+        for r in content:
+            worked = name.startswith("sft")
+            assert set(r) == {*FIELDS, *(["response"] if worked else [])}
+            assert r["prompt"] == chat.render_prompt(r["question"])
+            response = r["response"] if worked else chat.render_response("", r["answer"])
+            assert score(r, response) == Score(correct=True, formatted=True)
+        ids += [r["id"] for r in content]
+        questions += [r["task"] + r["question"] for r in content]
+    assert len(set(ids)) == len(ids) == len(set(questions))
+    tasks_in_order = [r["task"] for r in sets["synthesize/train"]]
+    assert tasks_in_order != sorted(tasks_in_order)
+
+
+def test_same_seed_same_bytes_and_another_seed_differs(root: Path) -> None:
+    def everything(settings: Profile) -> dict[str, bytes]:
+        folders = make("sft-data", settings), make("synthesize", settings)
+        return {f"{d.name}/{f.name}": f.read_bytes() for d in folders for f in sorted(d.iterdir())}
+
+    first = everything(settings_of())
+    assert set(first) == {f"{d}/{f}.jsonl" for d in ("sft-data", "synthesize") for f in ("train", "heldout")}
+    assert everything(settings_of()) == first
+    other = everything(settings_of(seed=4321))
+    assert all(other[name] != first[name] for name in first)
+
+
+def test_heldout_does_not_depend_on_the_number_of_training_prompts_or_on_other_tasks(root: Path) -> None:
+    make("sft-data", settings_of())
+    before = (make("synthesize", settings_of()) / "heldout.jsonl").read_bytes()
+    again = make("synthesize", settings_of(synthesize__train_prompts_per_task=200)) / "heldout.jsonl"
+    assert again.read_bytes() == before
+    alone = settings_of(synthesize__tasks={"operation": {"max_difficulty": 3}})
+    only = rows(make("synthesize", alone) / "heldout.jsonl")
+    whole = {line for line in before.decode().splitlines() if json.loads(line)["task"] == "operation"}
+    assert {json.dumps(r, sort_keys=True) for r in only} == whole
+
+
+def test_unknown_task_and_empty_mapping_are_refused(root: Path) -> None:
+    for section, stage in (("sft-data", "sft-data"), ("synthesize", "synthesize")):
+        bad = settings_of(**{f"{section}.tasks": {"sudoku": {"max_difficulty": 1}}})
+        with pytest.raises(UsageError, match=rf"{section}.tasks.*'sudoku'.*Choose from: arithmetic"):
+            make(stage, bad)
+        with pytest.raises(UsageError, match=f"{section}.tasks is empty"):
+            make(stage, settings_of(**{f"{section}.tasks": {}}))
+
+
+def test_missing_and_damaged_sft_data_are_named(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"sft-data/train.jsonl is not there.*stages.sft_data --profile tiny"):
+        make("synthesize", settings_of())
+    file = make("sft-data", settings_of()) / "heldout.jsonl"
+    file.write_text(file.read_text()[:-50])
+    with pytest.raises(UsageError, match=r"heldout.jsonl is damaged"):
+        make("synthesize", settings_of())
+
+
+def test_a_level_that_runs_dry_is_named_and_leaves_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "PATIENCE", 20)
+    one = {"arithmetic": {"max_difficulty": 1}}
+    settings = settings_of(**{"sft-data.tasks": one, "sft-data.samples_per_task": 100_000})
+    with pytest.raises(UsageError, match=r"arithmetic, difficulty 1: too few different problems"):
+        make("sft-data", settings)
+    assert not (paths.data_dir("tiny", "sft-data") / "train.jsonl").exists()
+
+
+def test_one_sample_cannot_be_split(root: Path) -> None:
+    with pytest.raises(UsageError, match="samples_per_task=1"):
+        make("sft-data", settings_of(**{"sft-data.samples_per_task": 1}))
