@@ -36,7 +36,6 @@ class Row:
         inputs: data sets with the first digits of their hash, and the run it starts from.
         tokens: tokens the stage is expected to process, or None where that has no meaning.
         bound: whether `tokens` is an upper bound.
-        flops: floating-point operations for these tokens, or None.
         output: folder with the result, where it is known beforehand.
     """
 
@@ -46,7 +45,6 @@ class Row:
     inputs: list[str] = field(default_factory=list)
     tokens: int | None = None
     bound: bool = False
-    flops: float | None = None
     output: Path | None = None
 
 
@@ -213,7 +211,7 @@ def _run_row(
     parent_stage = settings.parent_of(stage)
     rerun = [name for name in READS[stage] if name in will_run]
     above = [parent_stage] if parent_stage in will_run and upstream is None else []
-    row = Row(stage, "run", "", tokens=tokens, bound=bound, flops=expected_flops(settings, stage))
+    row = Row(stage, "run", "", tokens=tokens, bound=bound)
     row.inputs = [_data_input(settings, name) for name in READS[stage]]
     if rerun or above:
         if above:

@@ -7,6 +7,7 @@ what is missing, restarts what died, and leaves alone what runs. `down` stops ex
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import socket
@@ -26,7 +27,8 @@ HOST = "127.0.0.1"
 WORK_POOL = "m1-local"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
-START_TIMEOUT = 120.0
+#: A server that is still silent then will stay silent; one that ended is noticed at once.
+START_TIMEOUT = 240.0
 #: Disk space below which a run is refused: a `tiny` run with its checkpoints and data writes about 1 GiB.
 MIN_FREE_BYTES = 3 * 1024**3
 NAMES = ("prefect", "mlflow", "worker")
@@ -342,22 +344,30 @@ def _ensure_work_pool() -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
-    template = ProcessWorker.get_default_base_job_template()
-    defaults = template["variables"]["properties"]
-    defaults["command"]["default"] = f"{sys.executable} -m prefect.engine"
-    defaults["working_dir"]["default"] = str(paths.ROOT)
+    wanted = {"command": f"{sys.executable} -m prefect.engine", "working_dir": str(paths.ROOT)}
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_work_pool(WORK_POOL)
         except ObjectNotFound:
+            from prefect.workers.process import ProcessWorker
+
+            template = _with_defaults(ProcessWorker.get_default_base_job_template(), wanted)
             new = WorkPoolCreate(name=WORK_POOL, type="process", base_job_template=template, concurrency_limit=1)
             client.create_work_pool(new)
             return
+        template = _with_defaults(pool.base_job_template, wanted)
         if pool.base_job_template != template or pool.concurrency_limit != 1 or pool.is_paused:
             change = WorkPoolUpdate(base_job_template=template, concurrency_limit=1, is_paused=False)
             client.update_work_pool(WORK_POOL, change)
+
+
+def _with_defaults(template: dict[str, Any], defaults: dict[str, str]) -> dict[str, Any]:
+    """The job template with these values where a deployment gives none."""
+    changed = copy.deepcopy(template)
+    for name, value in defaults.items():
+        changed["variables"]["properties"][name]["default"] = value
+    return changed
 
 
 def _apply_deployments(say: Callable[[str], None]) -> None:

@@ -1,14 +1,17 @@
 """``python -m kernels.bench``: lightning attention against what a user would pick instead, in one run.
 
 A table for people goes to stderr, one JSON object per case to stdout:
-``{"case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "spread"}``; ratio above 1 means ours is better. Ours and
-the peers run in turn within every repeat; ``ours`` and ``peer`` are medians, ``ratio`` the median of the ratios of the
-repeats and ``spread`` their range. Peers: the block loop of transformers' MiniMaxLightningAttention (its projections,
-norm and activation replaced by identities), and torch's causal scaled_dot_product_attention.
+``{"case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "spread"}``; ratio above 1 means ours is better.
+Ours and the peers run in turn within every repeat; ``ours`` and ``peer`` are medians, ``ratio`` the median of the
+ratios of the repeats and ``spread`` their range. Peers: the block loop of transformers' MiniMaxLightningAttention
+(its projections, norm and activation replaced by identities), and torch's causal scaled_dot_product_attention.
+At the greatest length all run on one head instead of eight, and a peer slower than SLOW_SECONDS runs once: the
+quadratic peers would need most of an hour otherwise.
 """
 
 import argparse
 import ctypes
+import itertools
 import json
 import math
 import statistics
@@ -29,6 +32,7 @@ LENGTHS = (1024, 4096, 16384, 65536)
 QUICK_LENGTHS = (1024, 4096)
 REPEATS = 5
 SLOW_SECONDS = 30  # a peer's call that takes longer is made once
+Contender = tuple[Callable[[], Tensor], tuple[Tensor, ...], Tensor]  # function, its inputs, gradient of its output
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,12 @@ class Case:
     dtype: torch.dtype
     backward: bool
     device: str
+    heads: int = HEADS
 
     @property
     def name(self) -> str:
         kind = "forward+backward" if self.backward else "forward"
-        return f"{kind} n={self.length} {HEADS}x{HEAD_DIM} {str(self.dtype).removeprefix('torch.')} {self.device}"
+        return f"{kind} n={self.length} {self.heads}x{HEAD_DIM} {str(self.dtype).removeprefix('torch.')} {self.device}"
 
 
 class Log:
@@ -90,7 +95,7 @@ class _Gate(nn.Module):
         return x.new_zeros(1)
 
 
-def _transformers_loop(dtype: torch.dtype, device: str) -> nn.Module | None:
+def _transformers_loop(case: Case) -> nn.Module | None:
     try:
         from transformers import MiniMaxConfig
         from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
@@ -99,34 +104,35 @@ def _transformers_loop(dtype: torch.dtype, device: str) -> nn.Module | None:
         return None
     layers = 8
     config = MiniMaxConfig(
-        hidden_size=HEADS * HEAD_DIM,
-        num_attention_heads=HEADS,
+        hidden_size=case.heads * HEAD_DIM,
+        num_attention_heads=case.heads,
         head_dim=HEAD_DIM,
         num_hidden_layers=layers,
         layer_types=["linear_attention"] * layers,
     )
     layer = MiniMaxLightningAttention(config, layer_idx=1)
-    layer.qkv_proj = layer.act_fn = layer.norm = layer.out_proj = nn.Identity()
-    layer.output_gate = _Gate()
-    return layer.to(device, dtype)
+    for name in ("qkv_proj", "act_fn", "norm", "out_proj"):
+        setattr(layer, name, nn.Identity())
+    layer.output_gate = _Gate()  # type: ignore[assignment]
+    return layer.to(case.device, case.dtype)
 
 
-def _contenders(case: Case, tensors: tuple[Tensor, ...], fused: Tensor) -> dict[str, tuple[Callable, tuple, Tensor]]:
+def _contenders(case: Case, tensors: tuple[Tensor, ...], fused: Tensor) -> dict[str, Contender]:
     """name -> (function, its inputs, gradient of its output)."""
     q, k, v, grad = tensors
-    slopes = lightning_slopes(HEADS, 1, 8).to(case.device)
-    found: dict[str, tuple[Callable, tuple, Tensor]] = {
+    slopes = lightning_slopes(case.heads, 1, 8).to(case.device)
+    found: dict[str, Contender] = {
         "ours": (lambda: lightning_attention(q, k, v, slopes), (q, k, v), grad),
         "sdpa": (lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), grad),
     }
-    layer = _transformers_loop(case.dtype, case.device)
+    layer = _transformers_loop(case)
     if layer is not None:
         flat = grad.transpose(1, 2).reshape(1, case.length, -1)
         found["transformers"] = (lambda: layer(fused, None, None)[0], (fused,), flat)
     return found
 
 
-def _call(function: Callable, inputs: tuple, grad: Tensor, backward: bool) -> None:
+def _call(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tensor, backward: bool) -> None:
     if backward:
         torch.autograd.grad(function(), inputs, grad)
     else:
@@ -144,23 +150,20 @@ def _seconds(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _peak_bytes(run: Callable[[], None], device: str) -> float:
-    """Highest memory above what was in use before the call; NaN where the system cannot tell."""
+def _measure(run: Callable[[], None], device: str) -> tuple[float, float]:
+    """(seconds, highest memory above what was in use before the call in bytes, NaN where the system cannot tell)."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
+        return _seconds(run, device), torch.cuda.max_memory_allocated() - before
     try:
         # Give freed memory back first, or the allocator would hide what the call needs.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
-        run()
-        return _status("VmHWM") - before
+        return _seconds(run, device), _status("VmHWM") - before
     except (OSError, AttributeError):
-        run()
-        return math.nan
+        return _seconds(run, device), math.nan
 
 
 def _status(field: str) -> int:
@@ -173,27 +176,33 @@ def _status(field: str) -> int:
 def compare(case: Case, log: Log) -> None:
     """Time and peak memory of one case against every peer."""
     torch.manual_seed(0)
-    shape = (1, HEADS, case.length, HEAD_DIM)
-    options = {"dtype": case.dtype, "device": case.device}
-    q, k, v = (torch.randn(shape, **options).requires_grad_() for _ in range(3))
-    fused = torch.randn(1, case.length, HEADS * HEAD_DIM * 3, **options).requires_grad_()
-    contenders = _contenders(case, (q, k, v, torch.randn(shape, **options)), fused)
-    runs = {name: lambda c=c: _call(*c, case.backward) for name, c in contenders.items()}
+    shape = (1, case.heads, case.length, HEAD_DIM)
+    q, k, v = (torch.randn(shape, dtype=case.dtype, device=case.device).requires_grad_() for _ in range(3))
+    fused = torch.randn(1, case.length, case.heads * HEAD_DIM * 3, dtype=case.dtype, device=case.device)
+    contenders = _contenders(case, (q, k, v, torch.randn_like(q)), fused.requires_grad_())
+
+    def runner(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> Callable[[], None]:
+        return lambda: _call(function, inputs, grad, case.backward)
+
+    runs = {name: runner(*contender) for name, contender in contenders.items()}
 
     input_bytes = 3 * q.numel() * q.element_size()
-    memory, times = {}, {}
-    for name, run in runs.items():  # also warms up
-        memory[name] = _peak_bytes(run, case.device) / input_bytes
-    for repeat in range(REPEATS):
-        for name, run in runs.items():
-            spent = times.setdefault(name, [])
-            if repeat == 0 or spent[0] < SLOW_SECONDS:
-                spent.append(_seconds(run, case.device) * 1e3 / 1e3)
-    for name in runs:
+    memory: dict[str, float] = {}
+    times: dict[str, list[float]] = {}
+    for name, run in runs.items():
         if name == "ours":
-            continue
-        ours, peer = ([t * 1e3 for t in times[x]] for x in ("ours", name))
-        log.add(case.name, "time", "ms", ours, peer, name)
+            run()
+        seconds, extra = _measure(run, case.device)
+        memory[name] = extra / input_bytes
+        # The first call of a peer warms it up; only one too slow to repeat counts.
+        times[name] = [seconds] if seconds > SLOW_SECONDS else []
+    slow = {name for name, spent in times.items() if spent}
+    for _ in range(REPEATS):
+        for name in runs.keys() - slow:
+            times[name].append(_seconds(runs[name], case.device))
+    ours = [1e3 * t for t in times["ours"]]
+    for name in runs.keys() - {"ours"}:
+        log.add(case.name, "time", "ms", ours, [1e3 * t for t in times[name]], name)
         log.add(case.name, "peak extra memory", "x inputs", [memory["ours"]], [memory[name]], name)
 
 
@@ -223,26 +232,26 @@ def decode(dtype: torch.dtype, device: str, log: Log) -> None:
     for n in (1024, 65536):
         q, k, v = (torch.randn(1, HEADS, n, HEAD_DIM, dtype=dtype, device=device) for _ in range(3))
         _, states[n] = lightning_attention(q, k, v, slopes, output_final_state=True)
-    token = [torch.randn(1, HEADS, HEAD_DIM, dtype=dtype, device=device) for _ in range(3)]
+    token = tuple(torch.randn(1, HEADS, HEAD_DIM, dtype=dtype, device=device) for _ in range(3))
 
-    def step(state: Tensor, tokens: list[Tensor], calls: int) -> float:
+    def step(state: Tensor, tokens: tuple[Tensor, ...], calls: int) -> float:
+        q, k, v = tokens
+
         def run() -> None:
             for _ in range(calls):
-                lightning_decode(*tokens, slopes, state)
+                lightning_decode(q, k, v, slopes, state)
 
         run()
         return _seconds(run, device) / calls * 1e6
 
-    times = {n: [step(state, token, 300) for _ in range(1)] for n, state in states.items()}
-    for n in times:
-        times[n].clear()
-    for _ in range(2 * REPEATS):
+    times: dict[int, list[float]] = {n: [] for n in states}
+    for _ in range(20):
         for n, state in states.items():
-            times[n].append(step(state, token, 300))
+            times[n].append(step(state, token, 100))
     log.add(f"decode position 65536 {label}", "time per token", "us", times[65536], times[1024], "ours at 1024")
 
     batch = 64
-    tokens = [torch.randn(batch, HEADS, HEAD_DIM, dtype=dtype, device=device) for _ in range(3)]
+    tokens = tuple(torch.randn(batch, HEADS, HEAD_DIM, dtype=dtype, device=device) for _ in range(3))
     state = torch.randn(batch, HEADS, HEAD_DIM, HEAD_DIM, device=device)
 
     def plain() -> None:
@@ -257,14 +266,36 @@ def decode(dtype: torch.dtype, device: str, log: Log) -> None:
     log.add(f"decode batch {batch} {label}", "time per step", "us", ours, peer, "torch operations")
 
 
-def autotune(log_file: object = sys.stderr) -> None:
-    """Time candidate block sizes of the Triton kernel and print the table to check in."""
-    from kernels import triton_backend
+def autotune(device: str, dims: tuple[int, ...] = (64, 128, 256), length: int = 16384, heads: int = 16) -> None:
+    """Time candidate block sizes of the Triton kernel and print the best beside what is checked in."""
+    from kernels.triton_backend import TUNING
 
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for dim in (64, 128, 256):
-            best = triton_backend.best_configuration(dtype, dim)
-            print(f"TUNING[{dtype}][{dim}] = {best}", file=log_file)
+    for dtype, dim in itertools.product(TUNING, dims):
+        tensors = tuple(torch.randn(1, heads, length, dim, dtype=dtype, device=device) for _ in range(4))
+        checked_in, times = TUNING[dtype][dim], {}
+        for candidate in itertools.product((32, 64), (16, 32, 64, 128), (4, 8), (1, 2)):
+            if candidate[1] > dim:
+                continue
+            TUNING[dtype][dim] = candidate
+            try:
+                times[candidate] = _time_triton(tensors, device)
+            except RuntimeError as error:  # does not fit into shared memory
+                print(f"{dtype} {dim} {candidate}: {error}", file=sys.stderr)
+        TUNING[dtype][dim] = checked_in
+        best = min(times, key=lambda c: times[c])
+        print(f"{dtype} {dim}: {best}  # {1e3 * times[best]:.3f} ms; checked in: {checked_in}", file=sys.stderr)
+
+
+def _time_triton(tensors: tuple[Tensor, ...], device: str) -> float:
+    """Median seconds of a forward and backward pass."""
+    q, k, v = (x.requires_grad_() for x in tensors[:3])
+    slopes = lightning_slopes(q.shape[1], 1, 8).to(device)
+
+    def run() -> None:
+        _call(lambda: lightning_attention(q, k, v, slopes, backend="triton"), (q, k, v), tensors[3], True)
+
+    run()
+    return statistics.median(_seconds(run, device) for _ in range(REPEATS))
 
 
 def check(device: str) -> None:
@@ -298,7 +329,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     check(options.device)
     if options.autotune:
-        autotune()
+        autotune(options.device)
         return
     log = Log()
     dtypes = (torch.float32, torch.bfloat16)
@@ -310,7 +341,8 @@ def main() -> None:
     for length in QUICK_LENGTHS if options.quick else LENGTHS:
         for dtype in dtypes:
             for backward in (False, True):
-                compare(Case(length, dtype, backward, options.device), log)
+                heads = 1 if length == max(LENGTHS) else HEADS
+                compare(Case(length, dtype, backward, options.device, heads), log)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,10 @@ def _each_sequence(
 def _recurrent(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     decay = torch.exp(-slopes)[:, None, None]
     out = []
-    for t in range(q.shape[2]):
-        state = decay * state + k[:, :, t, :, None] * v[:, :, t, None, :]
-        out.append(torch.einsum("bhk,bhkv->bhv", q[:, :, t], state))
+    # unbind, not indexing: the gradient of every index would be a tensor of full length.
+    for q_t, k_t, v_t in zip(q.unbind(2), k.unbind(2), v.unbind(2)):
+        state = decay * state + k_t[..., :, None] * v_t[..., None, :]
+        out.append((q_t[..., None, :] @ state)[..., 0, :])
     return torch.stack(out, dim=2), state
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Colours that stay apart for colour-blind readers (after Okabe and Ito), in order of use.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A5A00", "#4B0082", "#A6761D")
 _GREY = "#6B6B6B"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -39,6 +39,8 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
 }
 
 
@@ -52,7 +54,6 @@ def canvas(path: Path, width: float = 7.2, height: float = 3.8) -> Iterator[tupl
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         yield figure, figure.add_subplot()
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")

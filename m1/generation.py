@@ -7,9 +7,10 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from m1.model.decoder import Cache, Decoder
@@ -17,6 +18,9 @@ from m1.profile import Repetition
 
 #: A nucleus is looked for among this many most probable tokens before the whole vocabulary is sorted.
 _NUCLEUS_GUESS = 64
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -212,3 +216,20 @@ def _advance(
             rollout.finish_reason = "repetition"
             return True
     return len(rollout.tokens) >= max_new_tokens
+
+
+def share_of_rank(items: Sequence[T]) -> list[T]:
+    """The items this data-parallel rank works on; `gather_shares` puts the results back in order."""
+    from megatron.core import parallel_state
+
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    return list(items[rank::size])
+
+
+def gather_shares(mine: list[T], total: int) -> list[T]:
+    """Every rank's results, in the order of the items that `share_of_rank` split; the same list on every rank."""
+    from megatron.core import parallel_state
+
+    shares: list[list[T]] = [[] for _ in range(parallel_state.get_data_parallel_world_size())]
+    torch.distributed.all_gather_object(shares, mine, group=parallel_state.get_data_parallel_group())
+    return [shares[i % len(shares)][i // len(shares)] for i in range(total)]

@@ -32,7 +32,7 @@ READS: dict[str, tuple[str, ...]] = {
     "synthesize": ("tokenizer", "sft-data"),
     "pretrain": ("tokenizer", "tokens"),
     "sft": ("tokenizer", "sft-data"),
-    "context-extension": ("tokenizer", "tokens"),
+    "context-extension": ("tokenizer", "tokens", "sft-data"),
     "rl-40k": ("tokenizer", "synthesize"),
     "rl-80k": ("tokenizer", "synthesize"),
     "evaluate": ("tokenizer", "synthesize"),
@@ -257,9 +257,11 @@ class ContextExtension(Section):
     """Four stages, each at least doubling the length (MiniMax-M1 report §2.1)."""
 
     stages: list[ExtensionStage] = Field(min_length=1)
-    retrieval_fraction: float = Field(ge=0, le=1, description="share of the sequences that carry a retrieval question")
-    probes: int = Field(ge=1, description="retrieval questions asked after each stage")
-    sft_fraction: float = Field(0.0, ge=0, le=1, description="share of sequences made of worked answers (replay)")
+    retrieval_fraction: float = Field(ge=0, le=1, description="share of the sequences that carry retrieval questions")
+    facts_per_sequence: int = Field(ge=1, description="facts hidden in such a sequence, all asked for at its end")
+    answer_weight: float = Field(1.0, ge=1, description="loss weight of an answer's tokens against 1 for plain text")
+    probes: int = Field(ge=1, description="sequences with one fact each that are asked after each stage")
+    replay_samples: int = Field(0, ge=0, description="worked answers added to every step when SFT came before")
     learning_rate: LearningRate
     optimizer: Optimizer = Optimizer()
     moe_aux_loss_coeff: float = Field(0.0, ge=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -49,7 +50,8 @@ class StageInfo:
 
 
 _MODEL_CODE = ("kernels", "m1/model", "m1/training")
-_RL = ("stages/rl", "stages/synthesize/tasks", "m1/chat.py", *_MODEL_CODE)
+_GENERATE = ("stages/synthesize/rewards.py", "stages/synthesize/tasks", "m1/chat.py", "m1/generation.py", *_MODEL_CODE)
+_RL = ("stages/rl", "stages/evaluate/pass_rate.py", "stages/evaluate/prompts.py", *_GENERATE)
 STAGE_INFO: dict[str, StageInfo] = {
     "corpus": StageInfo("stages.corpus", ("stages/corpus",), ("corpus",)),
     "tokenizer": StageInfo("stages.tokenizer", ("stages/tokenizer", "m1/chat.py"), ("tokenizer", "model")),
@@ -70,7 +72,7 @@ STAGE_INFO: dict[str, StageInfo] = {
     "rl-80k": StageInfo("stages.rl", _RL, ("rl-80k", "model", "parallel"), True),
     "evaluate": StageInfo(
         "stages.evaluate",
-        ("stages/evaluate", "stages/synthesize/tasks", "m1/chat.py", *_MODEL_CODE),
+        ("stages/evaluate", *_GENERATE),
         ("evaluate", "model", "parallel"),
         True,
     ),
@@ -293,6 +295,13 @@ def code_digest(entries: tuple[str, ...]) -> str:
 def _source(file: Path) -> bytes:
     if file.suffix != ".py":
         return file.read_bytes()
+    status = file.stat()
+    return _syntax(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _syntax(file: Path, modified_ns: int, size: int) -> bytes:
+    """Several stages share most of their code; a plan would parse it a dozen times."""
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))

@@ -32,6 +32,7 @@ def status_table(services: dict[str, Any]) -> Table:
 
 
 def plan_table(settings: Profile, rows: list[Any]) -> Any:
+    from flows.plan import expected_flops
     from m1.model.arithmetic import parameters
 
     counts = parameters(settings.model)
@@ -39,13 +40,15 @@ def plan_table(settings: Profile, rows: list[Any]) -> Any:
     made = table(f"profile {settings.name}: {size}", "stage", "does", "why", "inputs", "tokens", "parameters", "FLOPs")
     for column in made.columns[4:]:
         column.justify = "right"
+    flops_of = {row.stage: expected_flops(settings, row.stage) for row in rows}
     for row in rows:
         tokens = "-" if row.tokens is None else f"{'≤ ' if row.bound else ''}{short(row.tokens)}"
-        flops = "-" if row.flops is None else f"{'≤ ' if row.bound else ''}{row.flops:.1e}"
+        count = flops_of[row.stage]
+        flops = "-" if count is None else f"{'≤ ' if row.bound else ''}{count:.1e}"
         size = "-" if row.stage in DATA_STAGES else short(counts.total)
         action = Text(row.action, style="green" if row.action == "skip" else "yellow")
         made.add_row(row.stage, action, row.reason, ", ".join(row.inputs) or "-", tokens, size, flops)
-    total = sum(row.flops or 0.0 for row in rows if row.action == "run")
+    total = sum(flops_of[row.stage] or 0.0 for row in rows if row.action == "run")
     tokens = sum(row.tokens or 0 for row in rows if row.action == "run")
     running = sum(row.action == "run" for row in rows)
     made.add_section()

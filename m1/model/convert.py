@@ -57,7 +57,9 @@ def check_representable(model: Model) -> None:
             f"model.lightning_norm_epsilon={model.lightning_norm_epsilon} differs from the "
             f"{TRANSFORMERS_LIGHTNING_EPSILON} that is fixed in transformers' lightning layer"
         )
-    if model.head_dim % 2 or int(model.rotary_percent * model.head_dim // 2) * 2 != _rotary_dim(model):
+    rotated = _rotary_dim(model)
+    # transformers counts the pairs from the fraction again, in floating point.
+    if model.head_dim % 2 or not rotated or int(rotated / model.head_dim * model.head_dim // 2) * 2 != rotated:
         faults.append(
             f"model.rotary_percent={model.rotary_percent} of head_dim={model.head_dim} is not a number of pairs of "
             "channels that transformers' proportional rotary embedding can rotate"

@@ -66,7 +66,7 @@ class DvcSource(DatasetSource):
         )
 
 
-register_dataset_source(DvcSource)
+register_dataset_source(DvcSource)  # type: ignore[arg-type]  # annotated as an instance, used as a class
 
 
 def dataset_input(record: DataRecord, context: str) -> DatasetInput:
@@ -74,5 +74,5 @@ def dataset_input(record: DataRecord, context: str) -> DatasetInput:
     # A folder's DVC hash has 36 characters, exactly MLflow's limit; a longer one would be refused by the server.
     assert len(record.digest) <= MAX_DATASET_DIGEST_SIZE, record.digest
     source = DvcSource(record, git_revision().commit)
-    values = MetaDataset(source, name=record.name, digest=record.digest).to_dict()
+    values = MetaDataset(source, name=record.name, digest=record.digest).to_dict()  # type: ignore[abstract]
     return DatasetInput(Dataset(**values), tags=[InputTag("mlflow.data.context", context)])

@@ -1,4 +1,4 @@
-"""The report: one HTML page about the newest run of every stage, from the run folders alone, readable without a server."""
+"""The report: one HTML page about the newest run of every stage, made from the run folders alone, without a server."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ class _Stage:
         return self.result is not None or self.record is not None
 
 
-def report(profile_name: str, planned: Mapping[str, Mapping[str, float | None]] | None = None) -> Path:
+def report(profile: Profile | str, planned: Mapping[str, Mapping[str, float | None]] | None = None) -> Path:
     """Write `runs/<profile>/report.html` about the newest finished run of every stage.
 
     Args:
+        profile: or its name.
         planned: stage -> {"tokens": ..., "flops": ...}, as planned before the run; for the table of plan and actual.
 
     Returns:
@@ -83,7 +84,7 @@ def report(profile_name: str, planned: Mapping[str, Mapping[str, float | None]] 
     Raises:
         UsageError: no such profile, or nothing has run yet.
     """
-    settings = profiles.load(profile_name)
+    settings = profiles.load(profile) if isinstance(profile, str) else profile
     stages = [_stage(settings.name, name) for name in settings.order]
     if not any(stage.done for stage in stages):
         raise UsageError(f"profile {settings.name} has no finished stage to report on", "Run `m1/full` first.")

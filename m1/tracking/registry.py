@@ -46,6 +46,11 @@ def find_version(client: Any, name: str, fingerprint: str) -> Any | None:
     return max(found, key=lambda version: int(version.version), default=None)
 
 
+def model_id(version: Any) -> str:
+    """Id of the LoggedModel behind a version; a version that is read back names it in its source only."""
+    return str(version.source).removeprefix("models:/")
+
+
 def register(client: Any, run: Any, result: StageResult, tags: dict[str, str]) -> Any:
     """Make a model version of a result's checkpoint.
 

@@ -228,7 +228,7 @@ class Tracker:
                 version = self.client.get_model_version_by_alias(name, alias)
                 if version.tags.get("profile") != profile_name:
                     return []
-                return [self.client.get_run(version.run_id)]
+                return [self.client.get_run(version.run_id)] if version.run_id else []
             except MlflowException as error:
                 if registry.is_missing(error) or getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
                     return []
@@ -348,7 +348,7 @@ class Tracker:
         models = []
         if request is not None and request.parent and (fingerprint := self.parent_fingerprint(request.parent)):
             version = registry.find_version(self.client, registry.model_name(profile_name), fingerprint)
-            models = [LoggedModelInput(version.model_id)] if version and version.model_id else []
+            models = [LoggedModelInput(registry.model_id(version))] if version else []
         if inputs or models:
             self.client.log_inputs(run_id, datasets=inputs, models=models)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,9 @@ class StageTracker:
             version = (
                 self._register(result, git_commit=self._run.data.tags["git_commit"]) if result.checkpoint else None
             )
-            finals = {f"final/{name}": value for name, value in result.metrics.items()} | {"seconds": result.seconds}
-            for name, value in (("before", result.before), ("after", result.after)):
-                if value is not None:
-                    finals[f"key/{name}"] = value
-            self._log_finals(finals, last_step, version.model_id if version else None)
+            finals = {"seconds": result.seconds, "key/before": result.before, "key/after": result.after}
+            finals |= {f"final/{name}": value for name, value in result.metrics.items()}
+            self._log_finals(finals, last_step, registry.model_id(version) if version else None)
             self._tag(key_metric=result.key_metric, notes="\n".join(result.notes))
             if version is not None:
                 self._point_alias(version)
@@ -107,8 +106,7 @@ class StageTracker:
                 if original is not None:
                     self._tag(original_run=original.info.run_id, original_url=self._tracker.url(original))
                 self._tag(key_metric=result.key_metric)
-                values = {"key/before": result.before, "key/after": result.after}
-                self._log_finals({k: v for k, v in values.items() if v is not None}, 0, None)
+                self._log_finals({"key/before": result.before, "key/after": result.after}, 0, None)
                 if result.checkpoint:
                     name = registry.model_name(self._profile.name)
                     version = registry.find_version(self._client, name, result.fingerprint)
@@ -152,10 +150,11 @@ class StageTracker:
             if (folder / "summary.json").is_file():
                 self._client.log_artifact(self.run_id, str(folder / "summary.json"))
 
-    def _log_finals(self, values: dict[str, float], step: int, model_id: str | None) -> None:
-        """Log values once, at the last step; what is not finite or too much goes into the tag `metrics_left_out`."""
+    def _log_finals(self, found: Mapping[str, float | None], step: int, model_id: str | None) -> None:
+        """Log values once, at the last step; tags name what is not finite and what is too much. None is no value."""
         from mlflow.entities import Metric
 
+        values = {name: value for name, value in found.items() if value is not None}
         now = int(time.time() * 1000)
         not_finite = list(self._follower.not_finite) if self._follower else []
         not_finite += [name for name, value in values.items() if not math.isfinite(value)]

@@ -5,6 +5,7 @@ Read from MLflow and dvc.lock alone. What neither of them knows is named as miss
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from m1 import paths
@@ -186,9 +187,9 @@ class _Walk:
         experiment = self.client.get_experiment_by_name(registry.model_name(profile_name))
         wanted = f"dataset.digest = '{digest}' and dataset.name = '{name}'"
         found = self.client.search_runs([experiment.experiment_id], wanted, max_results=1) if experiment else []
-        for logged in (entry.dataset for run in found for entry in run.inputs.dataset_inputs):
+        for logged in (entry.dataset for run in found if run.inputs for entry in run.inputs.dataset_inputs):
             if (logged.name, logged.digest) == (name, digest):
-                source = DvcSource.from_json(logged.source)
+                source = DvcSource.from_dict(json.loads(logged.source))
                 return (source.record if source.record.command else None), source.git_commit
         return None, MISSING
 

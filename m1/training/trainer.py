@@ -104,9 +104,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ training
 
-    def step(
-        self, micro_batches: list[Batch], loss_function: LossFunction, learning_rate: float
-    ) -> dict[str, float]:
+    def step(self, micro_batches: list[Batch], loss_function: LossFunction, learning_rate: float) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches (every rank passes the same number of them).
 
         Returns:

@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
 from datatrove.utils.hashing import HashConfig
+from datatrove.utils.text import TextNormConfig
 
 from stages.corpus.filters import WORDS
 from stages.corpus.spec import NearDuplicates
@@ -37,6 +38,7 @@ def find_duplicates(texts: list[str], rules: NearDuplicates) -> dict[int, tuple[
         hashes_per_bucket=rules.hashes_per_bucket,
         seed=1,
         hash_config=HashConfig(hash_fc="sha1"),
+        norm_config=TextNormConfig(norm_unicode_diacritics=False),  # costs half the time, and changes little in English
     )
     with tempfile.TemporaryDirectory() as unused:  # the step wants a folder, its in-memory parts write nothing
         signer = MinhashDedupSignature(unused, config, language=WORDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 
 import yaml
@@ -76,6 +77,7 @@ _DROPPED = {
 }  # fmt: skip
 _DIRECTIVE = re.compile(r"^(\s*)\.\. ([\w:+-]+)::\s*(.*)$")
 _COMMENT = re.compile(r"^(\s*)\.\.(\s|$)")
+_FILE_OPTIONS = re.compile(r"\A\s*(^:[\w-]+:.*\n)+", re.MULTILINE)
 _OPTION = re.compile(r"^\s*:[\w -]+:(\s|$)")
 _RULE = re.compile(r"^\s*([=\-~^\"'`*+#.:_<>])\1{2,}\s*$")
 _TABLE_RULE = re.compile(r"^\s*(=+\s+)+=+\s*$|^\s*\+([-=]+\+)+\s*$")
@@ -89,6 +91,7 @@ _LITERAL = re.compile(r"``(.+?)``")
 
 def rst(text: str) -> str:
     """reStructuredText as plain text; code, formulas and notes stay, directives and roles go."""
+    text = _FILE_OPTIONS.sub("", text)
     return _inline("\n".join(_block_lines(text.split("\n"))))
 
 
@@ -184,7 +187,9 @@ def docstrings(text: str) -> str:
         ValueError: the file is not Python.
     """
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks about other people's escape sequences
+            tree = ast.parse(text)
     except (SyntaxError, ValueError):
         raise ValueError("not_python") from None
     parts = []

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from m1.errors import M1Error, UsageError
 from stages.corpus.spec import DebianSource, PypiSource
@@ -74,7 +75,7 @@ def _download_pypi(source: PypiSource, folder: Path) -> Path:
         # Not a public interface of pip, but the only one that honours all of its configuration.
         from pip._internal.commands import create_command
 
-        command = create_command("download")
+        command: Any = create_command("download")
         form = "--no-binary" if source.kind == "pypi-sdist" else "--only-binary"
         options, _ = command.parse_args([form, ":all:", "--no-deps", source.package])
         with command._build_session(options) as session:
@@ -96,7 +97,7 @@ def _download_pypi(source: PypiSource, folder: Path) -> Path:
         raise M1Error(f"{what}: {type(error).__name__}: {error}", by_hand) from error
 
 
-def _choose(links: list, sha256: str):  # type: ignore[no-untyped-def]
+def _choose(links: list[Any], sha256: str) -> Any:
     """The link whose announced hash is the one asked for, else the first."""
     return next((link for link in links if link.hash == sha256), links[0])
 

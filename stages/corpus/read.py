@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -71,7 +72,9 @@ def read_rows(source: HubSource) -> Iterator[tuple[str, bytes]]:
     from datasets import load_dataset  # imported here: it takes seconds, and few corpora need it
 
     try:
-        rows = load_dataset(source.dataset, source.config, split=source.split, revision=source.revision, streaming=True)
+        rows = load_dataset(
+            source.location, source.config, split=source.split, revision=source.revision, streaming=True
+        )
         for number, row in enumerate(rows.take(source.max_rows)):
             if source.text_column not in row:
                 raise UsageError(
@@ -98,7 +101,7 @@ def _files(source: FileSource, wanted: Callable[[str], bool]) -> Iterator[tuple[
     archive = fetch(source)
     if isinstance(source, DebianSource):
         with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(["dpkg", "-x", archive, folder], check=True)
+            _unpack_debian(source, archive, folder)
             yield from _folder(Path(folder), wanted)
     elif source.kind == "pypi-wheel" or zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
@@ -111,6 +114,14 @@ def _files(source: FileSource, wanted: Callable[[str], bool]) -> Iterator[tuple[
                 path = member.name.partition("/")[2]  # without the top folder package-version/
                 if member.isfile() and wanted(path):
                     yield path, sdist.extractfile(member).read()  # type: ignore[union-attr]
+
+
+def _unpack_debian(source: DebianSource, archive: Path, folder: str) -> None:
+    if shutil.which("dpkg") is None:
+        raise M1Error(f"source {source.name}: dpkg is not on this machine", "Leave Debian sources out.")
+    done = subprocess.run(["dpkg", "-x", archive, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise M1Error(f"source {source.name}: dpkg -x {archive} failed: {done.stderr.strip()}", "Remove the file.")
 
 
 def _folder(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

@@ -95,9 +95,15 @@ class HubSource(_Source):
     text_column: str = "text"
     max_rows: int = Field(1_000_000, ge=1)
 
+    @property
+    def location(self) -> str:
+        """The folder, relative to the checkout unless absolute, if there is one; else the name on the hub."""
+        folder = paths.ROOT / self.dataset
+        return str(folder) if folder.is_dir() else self.dataset
+
     @model_validator(mode="after")
     def _pinned(self) -> HubSource:
-        if self.revision is None and not Path(self.dataset).is_dir():
+        if self.revision is None and not (paths.ROOT / self.dataset).is_dir():
             raise ValueError(f"dataset {self.dataset} needs a revision: without one the corpus may change unnoticed")
         return self
 

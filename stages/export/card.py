@@ -78,8 +78,8 @@ def render(context: StageContext, found: Comparison, rotary_base: float, size: i
         "computed, not stored.\n"
         "- Loaded in bfloat16 it rounds those tables, the router and the LM head too: log-probabilities then differ "
         "visibly. Load it in float32 where they matter.\n"
-        "- Called step by step without `generate`, it takes every new token to be at position 0, because its cache asks a "
-        "lightning layer for the length: pass `position_ids`. `generate` does.\n"
+        "- Called step by step without `generate`, it takes every new token to be at position 0, because its cache "
+        "asks a lightning layer for the length: pass `position_ids`. `generate` does.\n"
         "- Batches of prompts of different length decode wrongly when padded on the left, for the same reason: "
         "generate for one prompt at a time, or for prompts of equal length.",
     ]

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from m1.errors import UsageError
 from m1.generation import Rollout
 from m1.profile import Rl
-from m1.tokenizer import Tokenizer
+from stages.evaluate.prompts import Prompt
 from stages.rl.advantage import group_advantages
 from stages.rl.rewards import Reward
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row of the synthesised set with its token ids."""
-
-    row: dict[str, Any]
-    tokens: list[int]
 
 
 @dataclass
@@ -44,25 +32,6 @@ class Group:
     texts: list[str]
     rewards: list[Reward]
     advantages: list[float] = field(default_factory=list)
-
-
-def read_prompts(file: Path, tokenizer: Tokenizer, max_length: int | None = None) -> list[Prompt]:
-    """Rows of `train.jsonl` or `heldout.jsonl`, without those longer than `max_length` tokens.
-
-    Raises:
-        UsageError: no row is left.
-    """
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    encoded = tokenizer.encode_batch([row["prompt"] for row in rows])
-    prompts = [
-        Prompt(row, ids) for row, ids in zip(rows, encoded, strict=True) if max_length is None or len(ids) <= max_length
-    ]
-    if not prompts:
-        raise UsageError(
-            f"{file}: none of the {len(rows)} prompts has at most max_prompt_length={max_length} tokens",
-            "Raise max_prompt_length.",
-        )
-    return prompts
 
 
 class PromptSampler:

@@ -59,7 +59,9 @@ class WindowSchedule:
             change = abs(seen[-1] / seen[-1 - patience] - 1)
             long_enough = length_p99 >= self.criteria.length_fraction * self.window
             if change < self.criteria.perplexity_change and long_enough:
-                return f"perplexity changed by {change:.1%} over {patience} steps, 99th percentile {length_p99:.0f} tokens"
+                return (
+                    f"perplexity changed by {change:.1%} over {patience} steps, 99th percentile {length_p99:.0f} tokens"
+                )
         if len(seen) >= self.criteria.max_steps:
             return f"forced after {len(seen)} steps, the criteria did not hold"
         return None

@@ -137,7 +137,8 @@ def test_lightning_decays_agree_to_the_stated_tolerance(hybrid, other):
     [
         ({"num_attention_heads": 6, "num_query_groups": 2}, "num_attention_heads=6"),
         ({"lightning_norm_epsilon": 1e-5}, "lightning_norm_epsilon"),
-        ({"head_dim": 20, "rotary_percent": 0.13}, "rotary_percent=0.13"),
+        ({"head_dim": 5, "rotary_percent": 0.8}, "head_dim=5"),
+        ({"head_dim": 16, "rotary_percent": 0.05}, "rotary_percent=0.05"),
     ],
 )
 def test_what_transformers_cannot_represent_is_refused(fields, named):

@@ -95,7 +95,7 @@ def test_initialisation_has_the_deepnorm_scales(hybrid):
     layer = hybrid.decoder.layers[0]
 
     def relative(weight, shape):
-        return float(weight.std()) / (2 / sum(shape)) ** 0.5
+        return float(weight.detach().std()) / (2 / sum(shape)) ** 0.5
 
     attention = layer.self_attention
     qkv = attention.qkv_proj.weight

@@ -7,7 +7,8 @@ from typing import Any
 
 from stages.synthesize.tasks.base import NONE, Knobs, State, Task, parse_set
 
-NAMES = "ABCDEGHILMNOPRSWVUKJ"
+#: Without T and F, which say whether a person is truthful.
+NAMES = "ABCDEGHIJKLMNOPRSUVW"
 WORDS = {True: "T", False: "F"}
 
 

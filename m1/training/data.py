@@ -1,0 +1,99 @@
+"""Batches of the supervised stages. The order is a pure function of seed and position: nothing to save but a step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from m1.errors import UsageError
+from m1.tokenizer import Tokenizer
+from m1.training.batch import Batch, padded_batch
+
+
+class TokenStream:
+    """Equally long sequences cut from a Megatron indexed data set (`<prefix>.bin`, `<prefix>.idx`).
+
+    Documents stand end to end, each closed by its end-of-document token; sequence i covers the tokens
+    [i L, (i + 1) L] for sequence length L, and every epoch visits all of them in another order.
+    """
+
+    def __init__(self, prefix: Path, sequence_length: int, seed: int) -> None:
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        if not prefix.with_name(prefix.name + ".idx").is_file():
+            raise UsageError(f"no token data set at {prefix}", "Make it with the tokens stage.")
+        dataset = IndexedDataset(str(prefix))
+        # Documents are contiguous in the .bin file, so the whole set is one array.
+        self.tokens = numpy.memmap(f"{prefix}.bin", dtype=dataset.index.dtype, mode="r")
+        self.sequence_length, self.seed = sequence_length, seed
+        self.num_sequences = (len(self.tokens) - 1) // sequence_length
+        if self.num_sequences < 1:
+            raise UsageError(
+                f"{prefix} holds {len(self.tokens)} tokens, fewer than one sequence of {sequence_length}",
+                "Use more text or a shorter sequence_length.",
+            )
+
+    def sequence(self, index: int) -> Tensor:
+        """Sequence number `index` of the endless shuffled order, int64 (sequence_length + 1,)."""
+        epoch, within = divmod(index, self.num_sequences)
+        order = numpy.random.default_rng([self.seed, epoch]).permutation(self.num_sequences)
+        return self.in_order(int(order[within]))
+
+    def in_order(self, index: int) -> Tensor:
+        """Sequence number `index` in the order of the file."""
+        start = index * self.sequence_length
+        return torch.from_numpy(self.tokens[start : start + self.sequence_length + 1].astype(numpy.int64))
+
+    def sequences(self, indices: range) -> Tensor:
+        """Consecutive sequences of the shuffled order, (len(indices), sequence_length + 1)."""
+        return torch.stack([self.sequence(index) for index in indices])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One worked answer as token ids; the response begins at `response_start`."""
+
+    ids: list[int]
+    response_start: int
+
+
+def read_samples(file: Path, tokenizer: Tokenizer, longest: int) -> list[Sample]:
+    """Prompt + response pairs of a JSON-lines file, those of at most `longest` tokens.
+
+    Raises:
+        UsageError: the file is missing, or no sample fits.
+    """
+    if not file.is_file():
+        raise UsageError(f"no samples at {file}", "Make them with the sft-data stage.")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
+    responses = tokenizer.encode_batch([row["response"] for row in rows])
+    samples = [Sample(p + r, len(p)) for p, r in zip(prompts, responses) if len(p) + len(r) <= longest]
+    if not samples:
+        raise UsageError(f"every sample of {file} is longer than {longest} tokens", "Raise sft.sequence_length.")
+    return samples
+
+
+def shuffled(count: int, seed: int, index: int) -> int:
+    """Element number `index` of an endless order over `count` elements, reshuffled every epoch."""
+    epoch, within = divmod(index, count)
+    return int(numpy.random.default_rng([seed, epoch]).permutation(count)[within])
+
+
+def share(items: list, rank: int, ranks: int) -> list:
+    """Every `ranks`-th item, beginning at `rank`."""
+    return items[rank::ranks]
+
+
+def sample_batches(samples: list[Sample], micro_batch_size: int, rank: int, ranks: int) -> list[Batch]:
+    """Micro-batches of this rank out of one global batch: sorted by length, so that little of them is padding."""
+    by_length = sorted(samples, key=lambda sample: len(sample.ids))
+    groups = [by_length[i : i + micro_batch_size] for i in range(0, len(by_length), micro_batch_size)]
+    return [
+        padded_batch([s.ids for s in group], [s.response_start for s in group]) for group in share(groups, rank, ranks)
+    ]

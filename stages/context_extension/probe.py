@@ -1,0 +1,109 @@
+"""What is measured after every extension stage: retrieval by depth and held-out loss by position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed
+
+from m1 import figures
+from m1.stage import StageContext
+from m1.training import parallel
+from m1.training.batch import Batch, full_batch
+from m1.training.data import TokenStream, share
+from m1.training.trainer import Trainer
+from stages.context_extension.retrieval import Retrieval
+
+POSITION_BINS = 16
+HELD_OUT_TOKENS = 65_536
+
+
+def measure(context: StageContext, trainer: Trainer, retrieval: Retrieval, length: int) -> dict[str, Any]:
+    """Probe the model at one length; the same questions and texts for the same profile seed.
+
+    Returns:
+        length, rotary_base, retrieval (share of probes with every value token right), by_depth (five accuracies from
+        the beginning to the end of the window), positions and loss_by_position, and `metrics` for the log.
+    """
+    trainer.model.eval()
+    correct = _retrieval(context, trainer, retrieval, length)
+    losses = _loss_by_position(context, trainer, length)
+    trainer.model.train()
+    by_depth = [float(part.mean()) for part in numpy.array_split(correct, 5)]
+    edges = numpy.linspace(0, length, len(losses) + 1)
+    metrics = {f"retrieval/{length}": float(correct.mean()), f"heldout/loss_{length}": float(numpy.mean(losses))}
+    return {
+        "length": length,
+        "rotary_base": trainer.model.rotary_base,
+        "retrieval": float(correct.mean()),
+        "by_depth": by_depth,
+        "positions": ((edges[1:] + edges[:-1]) / 2).tolist(),
+        "loss_by_position": losses,
+        "metrics": metrics,
+    }
+
+
+def _retrieval(context: StageContext, trainer: Trainer, retrieval: Retrieval, length: int) -> numpy.ndarray:
+    """1.0 or 0.0 per probe, ordered by the depth of its fact; ranks share the probes."""
+    count = context.profile.context_extension.probes
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    stream = TokenStream(context.data["tokens"] / "heldout", length, 1)
+    correct = torch.zeros(count)
+    for index in share(list(range(count)), rank, ranks):
+        random = numpy.random.default_rng([context.profile.seed, length, index])
+        question = retrieval.build(stream.sequence(index), 1, random, depth=index / max(1, count - 1))
+        batch = full_batch(question.tokens[None])
+        correct[index] = float(_predicted(trainer, batch, question.answers))
+    torch.distributed.all_reduce(correct, group=_group())
+    return correct.numpy()
+
+
+@torch.no_grad()
+def _predicted(trainer: Trainer, batch: Batch, answers: list[int]) -> bool:
+    positions = torch.arange(batch.tokens.shape[1])[None]
+    logits = trainer.model(batch.tokens, positions, None, padding_mask=batch.padding_mask)
+    return all(int(logits[0, at - 1].argmax()) == int(batch.labels[0, at - 1]) for at in answers)
+
+
+def _loss_by_position(context: StageContext, trainer: Trainer, length: int) -> list[float]:
+    """Mean held-out loss (nats) in equal bins of positions."""
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    stream = TokenStream(context.data["tokens"] / "heldout", length, 0)
+    count = min(stream.num_sequences, max(ranks, HELD_OUT_TOKENS // length))
+    bins = min(POSITION_BINS, length)
+    sums, seen = torch.zeros(bins), 0
+    for index in share(list(range(count)), rank, ranks):
+        batch = full_batch(stream.in_order(index)[None])
+        logprobs = trainer.token_logprobs(batch)[0]
+        sums -= torch.stack([part.mean() for part in logprobs.tensor_split(bins)])
+        seen += 1
+    total = torch.tensor(float(seen))
+    torch.distributed.all_reduce(sums, group=_group())
+    torch.distributed.all_reduce(total, group=_group())
+    return (sums / total).tolist()
+
+
+def _group() -> Any:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_group()
+
+
+def draw(context: StageContext, probes: list[dict[str, Any]]) -> list[Path]:
+    """Held-out loss by position, and retrieval by depth, one line per stage."""
+    folder = context.figures_dir()
+    named = [("before", probes[0]), *((f"after {p['length']}", p) for p in probes[1:])]
+    loss = {name: (p["positions"], p["loss_by_position"]) for name, p in named}
+    figures.position_curve(folder / "loss_by_position.png", loss)
+    depth = {name: ([10.0, 30.0, 50.0, 70.0, 90.0], p["by_depth"]) for name, p in named}
+    figures.curve(
+        folder / "retrieval_by_depth.png",
+        depth,
+        "Retrieval by depth",
+        "depth of the fact (% of the text)",
+        "share right",
+    )
+    return [folder / "loss_by_position.png", folder / "retrieval_by_depth.png"]

@@ -1,0 +1,167 @@
+"""Staged context extension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import torch
+
+from m1 import figures
+from m1.errors import M1Error
+from m1.profile import ContextExtension, ExtensionStage
+from m1.stage import StageContext, StageResult
+from m1.tokenizer import load_tokenizer
+from m1.training import checkpoint, loop, parallel
+from m1.training.batch import Batch, full_batch
+from m1.training.data import Sample, TokenStream, read_samples, sample_batches, share, shuffled
+from m1.training.figures import series, training_figures
+from m1.training.trainer import Trainer, language_model_loss
+from stages.context_extension import probe
+from stages.context_extension.retrieval import Retrieval
+
+
+def run(context: StageContext) -> StageResult:
+    settings, profile = context.profile.context_extension, context.profile
+    loop.start(context)
+    trainer = Trainer(
+        profile.model,
+        profile.parallel,
+        seed=profile.seed,
+        optimizer=settings.optimizer,
+        moe_aux_loss_coeff=settings.moe_aux_loss_coeff,
+    )
+    folder = context.output / "checkpoints"
+    found = checkpoint.newest(folder)
+    state = trainer.load(found) if found else {"done": 0, "step": 0, "probes": []}
+    if not found:
+        trainer.load(context.parent_checkpoint(), optimizer=False)
+    retrieval = Retrieval(load_tokenizer(context.data["tokenizer"]))
+    replay = _replay(context)
+    final = found
+    if not state["probes"]:
+        state["probes"].append(probe.measure(context, trainer, retrieval, settings.stages[-1].sequence_length))
+    for number in range(state["done"], len(settings.stages)):
+        _extend(context, trainer, settings, number, state, _batches(context, settings, number, retrieval, replay))
+        length = settings.stages[number].sequence_length
+        state["probes"].append(probe.measure(context, trainer, retrieval, length))
+        context.log_metrics(state["step"], state["probes"][-1]["metrics"])
+        state["done"] = number + 1
+        final = trainer.save(checkpoint.step_folder(folder, state["step"]), state)
+        checkpoint.keep_newest(folder, 1)
+    assert final is not None
+    result = _finish(context, final, state)
+    parallel.shutdown()
+    return result
+
+
+def _extend(
+    context: StageContext,
+    trainer: Trainer,
+    settings: ContextExtension,
+    number: int,
+    state: dict,
+    batches: Callable[[int], list[Batch]],
+) -> None:
+    """Train one stage at its length and RoPE base; a gradient explosion stops it."""
+    stage = settings.stages[number]
+    trainer.model.set_rotary_base(stage.rotary_base)
+    total = sum(s.train_steps for s in settings.stages)
+    for step in range(stage.train_steps):
+        metrics = trainer.step(batches(step), language_model_loss, settings.learning_rate.at(state["step"], total))
+        state["step"] += 1
+        norm = metrics["grad_norm"]
+        if norm > settings.max_gradient_norm:
+            raise M1Error(
+                f"context-extension: the gradient norm rose to {norm:.3g} at length {stage.sequence_length}, above "
+                f"max_gradient_norm={settings.max_gradient_norm}",
+                "Add a stage with a smaller step in length, or lower the learning rate; finished stages are kept.",
+            )
+        if state["step"] % settings.log_every == 0:
+            layers = trainer.layer_gradient_norms()
+            context.log_metrics(
+                state["step"],
+                {
+                    "train/loss": metrics["loss"],
+                    "train/grad_norm": norm,
+                    "train/sequence_length": stage.sequence_length,
+                    **{f"layers/grad_norm_{layer:02d}": value for layer, value in layers.items()},
+                },
+            )
+        context.progress(state["step"], total, f"length {stage.sequence_length}, loss {metrics['loss']:.3f}")
+
+
+def _batches(
+    context: StageContext,
+    settings: ContextExtension,
+    number: int,
+    retrieval: Retrieval,
+    replay: list[Sample],
+) -> Callable[[int], list[Batch]]:
+    """step -> this rank's micro-batches: long real text, part of it with facts to retrieve, and replayed answers."""
+    stage: ExtensionStage = settings.stages[number]
+    seed = context.profile.seed
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    stream = TokenStream(context.data["tokens"] / "train", stage.sequence_length, seed + number)
+
+    def batches(step: int) -> list[Batch]:
+        first = step * stage.global_batch_size
+        indices = share(list(range(first, first + stage.global_batch_size)), rank, ranks)
+        result = []
+        for start in range(0, len(indices), stage.micro_batch_size):
+            sequences, weights = [], []
+            for index in indices[start : start + stage.micro_batch_size]:
+                tokens, weight = stream.sequence(index), torch.ones(stage.sequence_length)
+                random = numpy.random.default_rng([seed, number, index])
+                if random.random() < settings.retrieval_fraction:
+                    question = retrieval.build(tokens, settings.facts_per_sequence, random)
+                    tokens = question.tokens
+                    weight[[position - 1 for position in question.answers]] = settings.answer_weight
+                sequences.append(tokens)
+                weights.append(weight)
+            batch = full_batch(torch.stack(sequences))
+            batch.loss_mask = torch.stack(weights)
+            result.append(batch)
+        if replay:
+            count = settings.replay_samples
+            chosen = [replay[shuffled(len(replay), seed + number, i)] for i in range(step * count, (step + 1) * count)]
+            result += sample_batches(chosen, count // ranks, rank, ranks)
+        return result
+
+    return batches
+
+
+def _replay(context: StageContext) -> list[Sample]:
+    """Worked answers to mix in, if the model has been through SFT already."""
+    if context.profile.context_extension.replay_samples == 0:
+        return []
+    if "sft" not in [stage for stage, _ in context.request.history]:
+        return []
+    tokenizer = load_tokenizer(context.data["tokenizer"])
+    return read_samples(context.data["sft-data"] / "train.jsonl", tokenizer, context.profile.sft.sequence_length)
+
+
+def _finish(context: StageContext, final: Path, state: dict) -> StageResult:
+    """Figures and result: retrieval and held-out loss by position after every stage."""
+    probes = state["probes"]
+    drawn: list[Path] = []
+    if context.rank == 0:
+        drawn = [*training_figures(context), *probe.draw(context, probes)]
+        keys = [f"layers/grad_norm_{layer:02d}" for layer in range(context.profile.model.num_layers)]
+        norms = {f"layer {i}": series(context, key) for i, key in enumerate(keys)}
+        path = context.figures_dir() / "gradient_norm_by_layer.png"
+        figures.curve(path, norms, "context-extension: gradient norm by layer", "step", "norm", log=True)
+        drawn.append(path)
+    before, after = probes[0]["retrieval"], probes[-1]["retrieval"]
+    length = probes[-1]["length"]
+    metrics = {k: v for measured in probes[1:] for k, v in measured["metrics"].items()}
+    metrics[f"retrieval/{length}_before"] = before
+    return context.finish(
+        checkpoint=final,
+        key_metric=f"retrieval at {length} tokens",
+        before=before,
+        after=after,
+        metrics=metrics,
+        figures=drawn,
+    )

@@ -1,0 +1,120 @@
+"""Evaluate every checkpoint from the one before SFT to the last, on held-out prompts (MiniMax-M1 report §6)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from m1 import figures
+from m1.errors import UsageError
+from m1.model.decoder import Decoder
+from m1.stage import StageContext, StageResult, checkpoint_of, write_json
+from m1.tokenizer import load_tokenizer
+from m1.training import checkpoint, loop, parallel
+from stages.evaluate.pass_rate import Accuracy, Answered, accuracy_by_task, evaluate_prompts
+from stages.evaluate.prompts import first_of_each_task, read_prompts
+
+#: Prompts per task whose responses are written out for reading.
+SHOWN = 3
+
+
+def run(context: StageContext) -> StageResult:
+    """pass@1 by task and checkpoint: `pass_at_1.json`, a figure, and `samples/<stage>.jsonl` to read."""
+    settings, section = context.profile, context.section
+    loop.start(context)
+    tokenizer = load_tokenizer(context.data["tokenizer"])
+    prompts = first_of_each_task(
+        read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.prompts_per_task
+    )
+    chosen = checkpoints_to_evaluate(context.request.history)
+    table: dict[str, dict[str, Accuracy]] = {}
+    for number, (stage, folder) in enumerate(chosen):
+        context.progress(number, len(chosen), stage)
+        model = checkpoint.load_model(checkpoint_of(Path(folder)), settings.model, settings.parallel)
+        answered = evaluate_prompts(
+            Decoder(model),
+            tokenizer,
+            prompts,
+            samples=section.samples_per_prompt,
+            max_new_tokens=section.max_new_tokens,
+            temperature=section.temperature,
+            top_p=section.top_p,
+            seed=f"{settings.seed}/evaluate",
+        )
+        table[stage] = accuracy_by_task(answered)
+        values = {f"pass@1/{stage}/{task}": entry.value for task, entry in table[stage].items()}
+        lengths = [len(rollout.tokens) for item in answered for rollout in item.rollouts]
+        values[f"response_length/{stage}"] = sum(lengths) / len(lengths)
+        context.log_metrics(number, values)
+        if context.rank == 0:
+            write_samples(context.output / "samples" / f"{stage}.jsonl", answered)
+    context.progress(len(chosen), len(chosen))
+    means = [table[stage]["mean"].value for stage, _ in chosen]
+    final = {f"pass@1/{stage}/{task}": entry.value for stage, row in table.items() for task, entry in row.items()}
+    final |= {f"pass@1_error/{stage}": row["mean"].standard_error for stage, row in table.items()}
+    drawn = []
+    if context.rank == 0:
+        write_json(context.output / "pass_at_1.json", _plain(table))
+        tasks = list(table[chosen[0][0]])
+        series = {stage: [row[task].value for task in tasks] for stage, row in table.items()}
+        file = context.figures_dir() / "pass_at_1.png"
+        drawn = [figures.bars_by_group(file, tasks, series, "Held-out accuracy by task and checkpoint", "pass@1")]
+    result = context.finish(
+        checkpoint=None,
+        key_metric="held-out pass@1",
+        before=means[0],
+        after=means[-1],
+        metrics=final,
+        figures=drawn,
+        notes=[
+            f"{stage}: pass@1 {row['mean'].value:.3f}, 95% interval "
+            f"{row['mean'].interval[0]:.3f} to {row['mean'].interval[1]:.3f}"
+            for stage, row in table.items()
+        ],
+    )
+    parallel.shutdown()
+    return result
+
+
+def checkpoints_to_evaluate(history: list[list[str]]) -> list[list[str]]:
+    """From the checkpoint that SFT started from (or the first, without SFT) to the newest, as [stage, run folder]."""
+    if not history:
+        raise UsageError("evaluate: no training run upstream", "Train something first.")
+    stages = [stage for stage, _ in history]
+    return history[max(0, stages.index("sft") - 1) :] if "sft" in stages else history
+
+
+def write_samples(file: Path, answered: list[Answered]) -> None:
+    """All responses to the first prompts of every task, one JSON object per prompt."""
+    shown: dict[str, int] = {}
+    lines = []
+    for item in answered:
+        task = item.row["task"]
+        shown[task] = shown.get(task, 0) + 1
+        if shown[task] <= SHOWN:
+            responses = [
+                {"response": text, "correct": correct, "tokens": len(rollout.tokens), "finish": rollout.finish_reason}
+                for text, correct, rollout in zip(item.texts, item.correct, item.rollouts, strict=True)
+            ]
+            line = {"task": task, "id": item.row["id"], "prompt": item.row["question"], "expected": item.row["answer"]}
+            lines.append(json.dumps({**line, "responses": responses}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text("\n".join(lines) + "\n")
+    os.replace(unfinished, file)
+
+
+def _plain(table: dict[str, dict[str, Accuracy]]) -> dict[str, dict[str, dict[str, float | list[float]]]]:
+    return {
+        stage: {
+            task: {
+                "pass@1": entry.value,
+                "standard_error": entry.standard_error,
+                "interval_95": list(entry.interval),
+                "prompts": entry.prompts,
+            }
+            for task, entry in row.items()
+        }
+        for stage, row in table.items()
+    }

@@ -1,0 +1,65 @@
+"""Continual pretraining."""
+
+from __future__ import annotations
+
+from m1.stage import StageContext, StageResult
+from m1.training import loop, parallel
+from m1.training.batch import Batch, full_batch
+from m1.training.data import TokenStream, share
+from m1.training.figures import training_figures
+from m1.training.trainer import Trainer
+
+#: Sequences of the held-out set that every evaluation reads.
+HELD_OUT_SEQUENCES = 64
+
+
+def run(context: StageContext) -> StageResult:
+    settings, profile = context.profile.pretrain, context.profile
+    loop.start(context)
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    trainer = Trainer(
+        profile.model,
+        profile.parallel,
+        seed=profile.seed,
+        optimizer=settings.optimizer,
+        moe_aux_loss_coeff=settings.moe_aux_loss_coeff,
+    )
+    stream = TokenStream(context.data["tokens"] / "train", settings.sequence_length, profile.seed)
+
+    def batches(step: int) -> list[Batch]:
+        first = step * settings.global_batch_size
+        micro = range(first, first + settings.global_batch_size, settings.micro_batch_size)
+        mine = share(list(micro), rank, ranks)
+        return [full_batch(stream.sequences(range(i, i + settings.micro_batch_size))) for i in mine]
+
+    held_out = held_out_batches(context, settings.sequence_length, settings.micro_batch_size, rank, ranks)
+    final, before, after = loop.train(
+        context,
+        trainer,
+        steps=settings.train_steps,
+        learning_rate=settings.learning_rate,
+        batches=batches,
+        held_out=lambda: loop.held_out_loss(trainer, held_out),
+        evaluate_every=settings.evaluate_every,
+        checkpoint_every=settings.checkpoint_every,
+        log_every=settings.log_every,
+    )
+    tokens = settings.train_steps * settings.global_batch_size * settings.sequence_length
+    result = context.finish(
+        checkpoint=final,
+        key_metric="held-out loss",
+        before=before["loss"],
+        after=after["loss"],
+        metrics={**{f"heldout/{k}": v for k, v in after.items()}, "train/tokens": tokens},
+        figures=training_figures(context),
+    )
+    parallel.shutdown()
+    return result
+
+
+def held_out_batches(context: StageContext, length: int, micro: int, rank: int, ranks: int) -> list[Batch]:
+    """This rank's part of the held-out sequences, the same ones at every call."""
+    stream = TokenStream(context.data["tokens"] / "heldout", length, 0)
+    per_rank = max(1, min(HELD_OUT_SEQUENCES, stream.num_sequences) // (micro * ranks))
+    groups = [range(i * micro, (i + 1) * micro) for i in range(per_rank * ranks)]
+    return [full_batch(stream.sequences(group)) for group in share(groups, rank, ranks)]

@@ -1,0 +1,143 @@
+"""The reinforcement-learning loop (MiniMax-M1 report §3 to §5)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from m1.model.decoder import Decoder
+from m1.stage import StageContext, StageResult
+from m1.tokenizer import load_tokenizer
+from m1.training import checkpoint, loop, parallel
+from m1.training.trainer import Trainer
+from stages.evaluate.pass_rate import accuracy_by_task, evaluate_prompts
+from stages.evaluate.prompts import first_of_each_task, read_prompts
+from stages.rl import report
+from stages.rl.checks import check
+from stages.rl.rollouts import RolloutWorker, rollout_metrics, write_rollouts
+from stages.rl.sampling import PromptSampler, dynamic_sampling
+from stages.rl.solve_rate import drop_easy_prompts
+from stages.rl.updates import add_old_logprobs, plan_updates, update
+from stages.rl.windows import WindowSchedule
+
+#: Periodic held-out check: samples per prompt and the report's decoding (§6).
+HELDOUT = {"samples": 4, "temperature": 1.0, "top_p": 0.95}
+
+
+def run(context: StageContext) -> StageResult:
+    """Train the parent with the profile's objective; `rl-40k` and `rl-80k` differ in their section alone."""
+    settings, section = context.profile, context.section
+    check(context.stage, settings)
+    loop.start(context)
+    trainer = Trainer(
+        settings.model,
+        settings.parallel,
+        seed=settings.seed,
+        optimizer=section.optimizer,
+        moe_aux_loss_coeff=section.moe_aux_loss_coeff,
+    )
+    checkpoints = context.output / "checkpoints"
+    newest = checkpoint.newest(checkpoints)
+    if newest is None:
+        trainer.load(context.parent_checkpoint(), optimizer=False)
+        state: dict[str, Any] = {"step": 0, "cursor": 0, "schedule": None, "notes": [], "heldout": []}
+    else:
+        state = trainer.load(newest)
+    decoder = Decoder(trainer.model)
+    tokenizer = load_tokenizer(context.data["tokenizer"])
+    worker = RolloutWorker(decoder, tokenizer, section, f"{settings.seed}/{context.stage}")
+    prompts = read_prompts(context.data["synthesize"] / "train.jsonl", tokenizer, section.max_prompt_length)
+    heldout = first_of_each_task(
+        read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.evaluate_prompts_per_task
+    )
+
+    def measure(step: int) -> None:
+        """Held-out pass@1 of the present weights, logged and kept in `state`."""
+        answered = evaluate_prompts(
+            decoder, tokenizer, heldout, max_new_tokens=section.windows[-1], seed=f"{settings.seed}/heldout", **HELDOUT
+        )
+        accuracy = {task: entry.value for task, entry in accuracy_by_task(answered).items()}
+        state["heldout"].append([step, accuracy])
+        context.log_metrics(step, {f"heldout/pass@1/{task}": value for task, value in accuracy.items()})
+
+    if section.max_solve_rate is not None:
+        easy = context.output / "solve_rate.json"
+        prompts, sentence = drop_easy_prompts(worker, prompts, section, settings.seed, easy)
+        state["notes"] = state["notes"] or [sentence]
+    if not state["heldout"]:
+        measure(0)
+    sampler = PromptSampler(prompts, settings.seed, state["cursor"])
+    schedule = WindowSchedule(section.windows, section.advance)
+    if state["schedule"]:
+        schedule.restore(state["schedule"])
+
+    saved, pairs = newest, ([], [])
+    for step in range(state["step"], section.train_steps):
+        started = time.perf_counter()
+        batch = dynamic_sampling(
+            sampler,
+            lambda chosen: worker.roll_out(chosen, schedule.window, section.group_size),
+            section,
+            parallel.data_parallel_size(),
+        )
+        rolled_out = time.perf_counter()
+        plan = plan_updates(
+            batch.groups,
+            section,
+            seed=f"{settings.seed}/{context.stage}/{step}",
+            rank=parallel.data_parallel_rank(),
+            ranks=parallel.data_parallel_size(),
+        )
+        agreement = add_old_logprobs(trainer, plan)
+        learning_rate = section.learning_rate.at(step, section.train_steps)
+        trained = update(trainer, plan, section, learning_rate)
+        metrics = {
+            **rollout_metrics(batch),
+            **agreement.metrics,
+            **trained,
+            "rl/window": schedule.window,
+            "rl/learning_rate": learning_rate,
+        }
+        metrics |= _speed(metrics, rolled_out - started, time.perf_counter() - rolled_out)
+        if not trained:
+            state["notes"].append(f"step {step + 1}: no group had variance in its rewards, nothing was trained")
+        moved = schedule.update(metrics["rl/perplexity"], metrics["rl/response_length_p99"])
+        if moved:
+            state["notes"].append(f"step {step + 1}: {moved}")
+        context.log_metrics(step + 1, metrics)
+        context.progress(step + 1, section.train_steps, f"correct {metrics['rl/correct']:.2f}")
+        pairs = agreement.pairs if trained else pairs
+
+        last = step + 1 == section.train_steps
+        if last or (step + 1) % section.evaluate_every == 0:
+            measure(step + 1)
+        if context.rank == 0 and (step == 0 or last or (step + 1) % section.evaluate_every == 0):
+            write_rollouts(context.output / "rollouts" / f"step_{step + 1:05d}.jsonl", batch)
+        if last or (step + 1) % section.checkpoint_every == 0:
+            state |= {"step": step + 1, "cursor": sampler.cursor, "schedule": schedule.state()}
+            saved = trainer.save(checkpoint.step_folder(checkpoints, step + 1), state)
+            checkpoint.keep_newest(checkpoints, 1 if last else loop.KEPT_CHECKPOINTS)
+
+    assert saved is not None
+    (_, before), (_, after) = state["heldout"][0], state["heldout"][-1]
+    result = context.finish(
+        checkpoint=saved,
+        key_metric="heldout pass@1",
+        before=before["mean"],
+        after=after["mean"],
+        metrics=report.final_metrics(context, after),
+        figures=report.draw(context, before, after, pairs),
+        notes=state["notes"],
+    )
+    parallel.shutdown()
+    return result
+
+
+def _speed(metrics: dict[str, float], rollout_seconds: float, update_seconds: float) -> dict[str, float]:
+    """Tokens per second of all ranks together; updates count the forward for old log-probabilities."""
+    return {
+        "time/rollout_seconds": rollout_seconds,
+        "time/update_seconds": update_seconds,
+        "time/rollout_tokens_per_second": metrics["rl/generated_tokens"] / rollout_seconds,
+        "time/update_tokens_per_second": metrics.get("rl/trained_tokens", 0.0) / update_seconds,
+    }

@@ -1,0 +1,70 @@
+"""Run under torchrun by test_layouts: the small hybrid at several layouts of two ranks, put together again.
+
+usage: parallel_worker.py FOLDER LAYOUT...   where a layout is a comma-separated list of FIELD=SIZE of
+`m1.profile.Parallel`, and its result goes to FOLDER/LAYOUT.pt
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from conftest import SMALL
+from megatron.core import parallel_state
+
+from m1.model.hybrid import build_model
+from m1.profile import Parallel
+from m1.training import parallel
+
+
+def gathered(tensor: torch.Tensor, dim: int, group) -> torch.Tensor:
+    parts = [torch.empty_like(tensor) for _ in range(group.size())]
+    dist.all_gather(parts, tensor.contiguous(), group=group)
+    return torch.cat(parts, dim=dim)
+
+
+def joined(tensor: torch.Tensor, name: str, dim: int, group) -> torch.Tensor:
+    """A split weight in one piece; the gate and up halves of an expert are split one by one."""
+    halves = tensor.chunk(2) if "linear_fc1" in name else (tensor,)
+    return torch.cat([gathered(half, dim, group) for half in halves])
+
+
+def compute(layout: Parallel) -> dict:
+    """Logits, whole weights and whole gradients of a loss that weights the logits with fixed random numbers."""
+    parallel.initialize(layout, 1)
+    model = build_model(SMALL, layout, seed=7, rotary_base=50_000.0)
+    groups = model.pg_collection
+    tokens = torch.randint(0, SMALL.vocab_size, (2, 64), generator=torch.Generator().manual_seed(3))
+    part = model(tokens, torch.arange(64).expand_as(tokens), None)
+    logits = gathered(part.detach(), -1, groups.tp)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(4)).chunk(groups.tp.size(), -1)
+    (part * weights[groups.tp.rank()]).sum().backward()
+    gradients, parameters = {}, {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        expert = ".experts." in name
+        # Sequence parallel: norms, routers and unsplit experts saw this rank's tokens only.
+        if getattr(parameter, "sequence_parallel", False) or (expert and groups.expt_tp.size() == 1):
+            dist.all_reduce(gradient, group=groups.tp)
+        whole, group = parameter.detach(), groups.expt_tp if expert else groups.tp
+        if getattr(parameter, "tensor_model_parallel", False) and group.size() > 1:
+            whole, gradient = (joined(t, name, parameter.partition_dim, group) for t in (whole, gradient))
+        parameters[name], gradients[name] = whole, gradient
+    return {"logits": logits, "parameters": parameters, "gradients": gradients}
+
+
+def main() -> None:
+    folder, *layouts = sys.argv[1:]
+    for text in layouts:
+        sizes = {name: int(size) for name, size in (field.split("=") for field in text.split(","))}
+        result = compute(Parallel(world_size=2, **sizes))
+        if dist.get_rank() == 0:
+            torch.save(result, f"{folder}/{text}.pt")
+        dist.barrier()
+        parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

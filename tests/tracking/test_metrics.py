@@ -1,0 +1,93 @@
+"""Metric names, and what happens to metrics when the server dies."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m1.errors import ServiceError
+from m1.stage import StageContext
+from m1.tracking import Tracker, runs
+from m1.tracking.metrics import MAX_CURVES, MAX_KEYS, MetricKeys, metric_key
+
+
+@given(st.text(max_size=400))
+@settings(max_examples=300, deadline=None)
+def test_every_key_becomes_one_that_mlflow_takes(raw):
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(metric_key(raw))
+
+
+@given(st.text(alphabet="abcXYZ019_-. ", min_size=1, max_size=20).filter(lambda t: t.strip(". ") and t == t.strip()))
+def test_good_keys_stay(raw):
+    assert metric_key(f"train/{raw}") == f"train/{raw}"
+
+
+@given(st.lists(st.text(max_size=6), unique=True, max_size=40))
+def test_distinct_keys_stay_distinct(raws):
+    keys = MetricKeys()
+    names = [keys.name(raw, 100) for raw in raws]
+    assert None not in names
+    assert len(set(names)) == len(raws)
+
+
+def test_number_of_keys_is_limited():
+    keys = MetricKeys({"from/earlier"})
+    names = [keys.name(f"k{index}", 10) for index in range(12)]
+    assert sum(name is not None for name in names) == 9
+    assert keys.name("from/earlier", 10) == "from/earlier"
+    assert keys.left_out == {"k9", "k10", "k11"}
+
+
+def test_too_many_keys(house, tracker):
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    request = house.request("pretrain")
+    tracked = tracker.start_stage(flow, "pretrain", request)
+    tracked.follow()
+    StageContext(request).log_metrics(0, {f"layer/{index}": 1.0 for index in range(200)})
+    tracked.finish(house.finish(request, metrics={f"m{index}": 1.0 for index in range(100)}))
+    run = tracker.client.get_run(tracked.run_id)
+    assert len(run.data.metrics) == MAX_KEYS
+    assert sum(key.startswith("layer/") for key in run.data.metrics) == MAX_CURVES
+    assert {"key/before", "key/after", "seconds"} <= set(run.data.metrics)  # never those left out
+    assert "keys" in run.data.tags["metrics_left_out"]
+
+
+def test_long_settings_fit(house):
+    flat = runs.flatten(house.profile.to_dict())
+    assert flat["context-extension.stages.0.sequence_length"] == str(
+        house.profile.context_extension.stages[0].sequence_length
+    )
+    assert json.loads(flat["rl-40k.windows"]) == house.profile.rl_40k.windows
+    assert all(len(key) <= 250 and len(value) <= 6000 for key, value in flat.items())
+
+
+def test_server_dies_and_comes_back(house, mortal_server):
+    """Metrics of a dead server are an error at the end, not before; a server that is back gets every one of them."""
+    tracker = Tracker.connect(mortal_server.uri)
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    request = house.request("pretrain")
+    tracked = tracker.start_stage(flow, "pretrain", request, 1)
+    tracked.follow()
+    context = StageContext(request)
+    context.log_metrics(0, {"train/loss": 1.0})
+    mortal_server.kill()
+    context.log_metrics(1, {"train/loss": 2.0})
+    result = house.finish(request)
+    with pytest.raises(ServiceError, match=r"did not take the metrics.*m1 up"):
+        tracked.finish(result)
+    tracked.fail("the server died")  # must not hide that error behind another
+    with pytest.raises(ServiceError):
+        tracker.finish_flow_run(flow, "FAILED", [])
+
+    mortal_server.start()
+    again = tracker.start_stage(flow, "pretrain", request, 2)
+    assert again.run_id == tracked.run_id
+    again.follow()
+    again.finish(result)
+    points = tracker.client.get_metric_history(again.run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in points) == [(0, 1.0), (1, 2.0)]
