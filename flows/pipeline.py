@@ -89,26 +89,37 @@ def pipeline(
         flow_runs.write_event(folder, {"event": "failed", "message": str(error)})
         get_run_logger().error(str(error))
         return Failed(message=str(error))
-    outcome, failure = "KILLED", None
     try:
-        for stage in run.plan:
-            state = _stage_task(stage, run.settings)(run, stage, return_state=True)
-            if not state.is_completed():
-                failure = state.message or f"{stage} ended in state {state.name}"
-                break
-        outcome = "FAILED" if failure else "FINISHED"
-    finally:
-        # An MLflow server that just died must not hide the cause.
-        with contextlib.suppress(Exception) if outcome != "FINISHED" else contextlib.nullcontext():
-            run.tracker.finish_flow_run(run.mlflow_run, outcome, run.summary)
-    if failure:
-        run.event(event="failed", message=failure)
-        return Failed(message=failure)
+        failure = _run_stages(run)
+    except BaseException:  # cancelled, or stopped with the services
+        _close(run, "KILLED")
+        raise
+    unrecorded = _close(run, "FAILED" if failure else "FINISHED")
+    if message := failure or unrecorded:
+        run.event(event="failed", message=message)
+        return Failed(message=message)
     create_table_artifact(key="summary", table=run.summary, description="What each stage did")
     run.event(event="finished")
-    return Completed(
-        message=f"{len(run.summary)} stages, {sum(row['status'] == 'ran' for row in run.summary)} of them ran"
-    )
+    ran = sum(row["status"] == "ran" for row in run.summary)
+    return Completed(message=f"{len(run.summary)} stages, {ran} of them ran, the others were up to date")
+
+
+def _run_stages(run: Run) -> str | None:
+    """Every stage of the plan in order, up to the first that fails; returns what failed."""
+    for stage in run.plan:
+        state = _stage_task(stage, run.settings)(run, stage, return_state=True)
+        if not state.is_completed():
+            return state.message or f"stage {stage} ended in state {state.name}"
+    return None
+
+
+def _close(run: Run, outcome: str) -> str | None:
+    """Close the MLflow run; returns what went wrong. A dead server must not hide the cause of a failure."""
+    try:
+        run.tracker.finish_flow_run(run.mlflow_run, outcome, run.summary)
+    except M1Error as error:
+        return str(error)
+    return None
 
 
 def _prepare(
@@ -177,9 +188,12 @@ def _run_one(run: Run, stage: str) -> Any:
             row = _run_stage(run, stage)
     except M1Error as error:
         last = _attempt() >= run.settings.flow.retries
-        run.event(event="stage failed", stage=stage, message=str(error), retried=not last)
-        if isinstance(error, launch.StageKilled) and not last:
+        retried = isinstance(error, launch.StageKilled) and not last
+        run.event(event="stage failed", stage=stage, message=str(error), retried=retried)
+        if retried:
             raise
+        seconds = round(time.monotonic() - started, 2)
+        run.summary.append({"stage": stage, "status": "failed", "seconds": seconds, "own_seconds": seconds})
         get_run_logger().error(str(error))
         return Failed(message=str(error))
     row["seconds"] = round(time.monotonic() - started, 2)

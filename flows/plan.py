@@ -268,7 +268,7 @@ def why_run(request: StageRequest) -> str:
     elif old["history"] != request.history and request.stage == "evaluate":
         reasons.append("upstream: other checkpoints to evaluate")
     if _code_changed(request.stage, result.fingerprint, old) or not reasons:
-        reasons.append(f"code: one of {', '.join(STAGE_INFO[request.stage].code)}")
+        reasons.append(f"code: changed, one of {', '.join(STAGE_INFO[request.stage].code)}")
     return "; ".join(reasons)
 
 

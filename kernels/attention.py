@@ -113,9 +113,13 @@ def lightning_decode(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Ten
         if result is not None:
             return result
     dtype = state.dtype
-    decay = torch.exp(-slopes.to(dtype)).view(-1, 1, 1)
+    # expm1: thousands of steps with a decay near 1, rounded to float32, would drift together.
+    excess = torch.expm1(-slopes.to(dtype)).view(-1, 1, 1)
+    keep = torch.where(excess > -0.4, 1.0, 0.0)
+    factor = torch.where(excess > -0.4, excess, torch.exp(-slopes.to(dtype)).view(-1, 1, 1))
     with no_autocast(q):
-        new_state = torch.addcmul(k.to(dtype).unsqueeze(-1) * v.to(dtype).unsqueeze(-2), state, decay)
+        added = k.to(dtype).unsqueeze(-1) * v.to(dtype).unsqueeze(-2)
+        new_state = state * keep + torch.addcmul(added, state, factor)
         out = (q.to(dtype).unsqueeze(-2) @ new_state).squeeze(-2)
     return out.to(q.dtype), new_state
 

@@ -122,6 +122,10 @@ class _Segment:
         self.slopes = slopes.to(like.dtype).view(-1, 1, 1, 1)
         self.dtype = like.dtype
         i = torch.arange(self.size, dtype=like.dtype, device=like.device)
+        exponent = self.slopes[..., 0] * self.size
+        weak = exponent < 0.5
+        self.keep = weak.to(self.dtype)
+        self.factor = torch.where(weak, torch.expm1(-exponent), torch.exp(-exponent))
         self.mask = self._lower_triangular_decay(i)
         self.from_start = torch.exp(-self.slopes * (i + 1)[:, None])
         self.to_end = torch.exp(-self.slopes * (self.size - 1 - i)[:, None])
@@ -138,20 +142,23 @@ class _Segment:
         """What every block adds to the state, seen from its end: (batch, heads, blocks, d, d)."""
         return (ks * self.to_end).mT @ vs
 
+    def decayed(self, state: Tensor) -> Tensor:
+        """The state after a block that adds nothing. A decay near 1 is applied as 1 + expm1: rounded to float32,
+        thousands of equal factors would drift together."""
+        return torch.addcmul(state * self.keep, state, self.factor)
+
     def scan(self, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """States before every block, and the state after the last one."""
-        decay = torch.exp(-self.slopes[..., 0] * self.size)
         before = torch.empty_like(added)
         for c in range(self.blocks):
             before[:, :, c] = state
-            state = torch.addcmul(added[:, :, c], state, decay)
+            state = self.decayed(state) + added[:, :, c]
         return before, state
 
     def scan_back(self, added: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """State gradients after every block, and the gradient before the first one."""
-        decay = torch.exp(-self.slopes[..., 0] * self.size)
         after = torch.empty_like(added)
         for c in reversed(range(self.blocks)):
             after[:, :, c] = grad
-            grad = torch.addcmul(added[:, :, c], grad, decay)
+            grad = self.decayed(grad) + added[:, :, c]
         return after, grad

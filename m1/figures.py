@@ -36,7 +36,9 @@ _STYLE: Any = {
     "grid.linewidth": 0.8,
     "xtick.color": "#555555",
     "ytick.color": "#555555",
-    "legend.frameon": False,
+    "legend.frameon": True,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
     "figure.constrained_layout.w_pad": 0.1,
@@ -213,7 +215,7 @@ def _label(axes: Axes, title: str, xlabel: str, ylabel: str, series: int, below:
     axes.set_title(title)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    if series > 4 or (series > 1 and not below):
+    if series > 2 or (series > 1 and not below):
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     elif series > 1:
         axes.legend(loc="best")

@@ -64,6 +64,7 @@ class Model(Section):
     norm_epsilon: float = Field(1e-5, gt=0)
     lightning_norm_epsilon: float = Field(1e-6, gt=0)
     max_position_embeddings: int = Field(ge=16)
+    init_beta: float | None = Field(None, gt=0, description="initialisation scale; by default DeepNorm's (8N)^(-1/4)")
 
     @property
     def deepnorm_alpha(self) -> float:
@@ -72,8 +73,8 @@ class Model(Section):
 
     @property
     def deepnorm_beta(self) -> float:
-        """Initialisation scale (8N)^(-1/4) of DeepNorm; not a factor of the forward pass."""
-        return (8 * self.num_layers) ** -0.25
+        """Scale of values, outputs and experts at initialisation; not a factor of the forward pass."""
+        return self.init_beta or (8 * self.num_layers) ** -0.25
 
     def is_softmax_layer(self, layer_index: int) -> bool:
         """Whether the layer with this 0-based index has softmax attention."""

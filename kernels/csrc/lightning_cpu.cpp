@@ -75,21 +75,33 @@ inline void store_from_float(bf16* p, vec x) {
 
 // ---- matrix products on packed buffers ----------------------------------------------------------------------
 
-// One register tile: C[MR x NR*VL] = start + sum_k A(row, k) B[k][cols], A read at any two strides.
-// start is scale * C (scale 0 reads nothing). With `decay`, row i and column j of the result are multiplied
+// What becomes of the old content of a result or state: old * (keep + factor).
+// A decay near 1 is kept as 1 + expm1: rounded to float32, thousands of equal factors would drift together.
+struct Old {
+  float keep, factor;
+  bool any() const { return keep != 0.f || factor != 0.f; }
+
+  static Old decayed(double exponent) {
+    return exponent < 0.5 ? Old{1.f, float(std::expm1(-exponent))} : Old{0.f, float(std::exp(-exponent))};
+  }
+};
+constexpr Old DROP{0.f, 0.f}, KEEP{1.f, 0.f};
+
+// One register tile: C[MR x NR*VL] = old C + sum_k A(row, k) B[k][cols], A read at any two strides. With `decay`, row i and column j of the result are multiplied
 // by decay[j - i]: an entry of the causal decay mask.
 template <int MR, int NR>
 inline __attribute__((always_inline)) void tile(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t ldb,
-                                                float* c, int64_t ldc, int64_t depth, float scale,
+                                                float* c, int64_t ldc, int64_t depth, Old old,
                                                 const float* decay) {
   vec acc[MR][NR];
-  if (scale == 0.f) {
-    for (int i = 0; i < MR; i++)
-      for (int j = 0; j < NR; j++) acc[i][j] = vec{};
-  } else {
-    for (int i = 0; i < MR; i++)
-      for (int j = 0; j < NR; j++) acc[i][j] = load(c + i * ldc + j * VL) * scale;
-  }
+  for (int i = 0; i < MR; i++)
+    for (int j = 0; j < NR; j++) {
+      acc[i][j] = vec{};
+      if (old.any()) {
+        vec x = load(c + i * ldc + j * VL);
+        acc[i][j] = x * old.keep + x * old.factor;
+      }
+    }
   for (int64_t k = 0; k < depth; k++) {
     vec row[NR];
     for (int j = 0; j < NR; j++) row[j] = load(b + k * ldb + j * VL);
@@ -114,52 +126,52 @@ constexpr int WIDE_ROWS = 4;
 
 // 16 rows of the result, all `cols` columns.
 inline void rows16(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t ldb, float* c, int64_t ldc,
-                   int64_t cols, int64_t depth, float scale, const float* decay) {
+                   int64_t cols, int64_t depth, Old old, const float* decay) {
   int64_t j = 0;
   for (; j + 2 * VL <= cols; j += 2 * VL)
     for (int i = 0; i < 16; i += WIDE_ROWS)
-      tile<WIDE_ROWS, 2>(a + i * a_row, a_row, a_k, b + j, ldb, c + i * ldc + j, ldc, depth, scale,
+      tile<WIDE_ROWS, 2>(a + i * a_row, a_row, a_k, b + j, ldb, c + i * ldc + j, ldc, depth, old,
                          decay ? decay - i + j : nullptr);
   for (; j < cols; j += VL)
     for (int i = 0; i < 16; i += 2 * WIDE_ROWS)
-      tile<2 * WIDE_ROWS, 1>(a + i * a_row, a_row, a_k, b + j, ldb, c + i * ldc + j, ldc, depth, scale,
+      tile<2 * WIDE_ROWS, 1>(a + i * a_row, a_row, a_k, b + j, ldb, c + i * ldc + j, ldc, depth, old,
                              decay ? decay - i + j : nullptr);
 }
 
-// C[rows x cols] = scale C + A B
+// C[rows x cols] = old C + A B
 void product(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t ldb, float* c, int64_t ldc,
-             int64_t rows, int64_t cols, int64_t depth, float scale) {
+             int64_t rows, int64_t cols, int64_t depth, Old old) {
   // Two vectors of columns at a time over all rows: that strip of B stays in the first-level cache.
   for (int64_t j = 0; j < cols; j += 2 * VL)
     for (int64_t i = 0; i < rows; i += 16)
       rows16(a + i * a_row, a_row, a_k, b + j, ldb, c + i * ldc + j, ldc, std::min<int64_t>(2 * VL, cols - j), depth,
-             scale, nullptr);
+             old, nullptr);
 }
 
 // Scores[i][j] = l^(i-j) X_i . Y_j for j <= i, zero above; Y is given transposed. Blocks above the diagonal stay unwritten.
 void causal_scores(const float* x, const float* y_t, float* scores, const float* decay, int64_t rows, int64_t dim) {
   for (int64_t i = 0; i < rows; i += 16)
-    rows16(x + i * dim, dim, 1, y_t, BLOCK, scores + i * BLOCK, BLOCK, i + 16, dim, 0.f, decay - i);
+    rows16(x + i * dim, dim, 1, y_t, BLOCK, scores + i * BLOCK, BLOCK, i + 16, dim, DROP, decay - i);
 }
 
-// C[i] = scale C[i] + sum_{j <= i} Scores[i][j] B[j]
-void causal_product(const float* scores, const float* b, float* c, int64_t rows, int64_t dim, float scale) {
+// C[i] = old C[i] + sum_{j <= i} Scores[i][j] B[j]
+void causal_product(const float* scores, const float* b, float* c, int64_t rows, int64_t dim, Old old) {
   for (int64_t i = 0; i < rows; i += 16)
-    rows16(scores + i * BLOCK, BLOCK, 1, b, dim, c + i * dim, dim, dim, i + 16, scale, nullptr);
+    rows16(scores + i * BLOCK, BLOCK, 1, b, dim, c + i * dim, dim, dim, i + 16, old, nullptr);
 }
 
-// C[j] = scale C[j] + sum_{i >= j} Scores[i][j] B[i]
-void anticausal_product(const float* scores, const float* b, float* c, int64_t rows, int64_t dim, float scale) {
+// C[j] = old C[j] + sum_{i >= j} Scores[i][j] B[i]
+void anticausal_product(const float* scores, const float* b, float* c, int64_t rows, int64_t dim, Old old) {
   for (int64_t j = 0; j < rows; j += 16)
-    rows16(scores + j * BLOCK + j, 1, BLOCK, b + j * dim, dim, c + j * dim, dim, dim, rows - j, scale, nullptr);
+    rows16(scores + j * BLOCK + j, 1, BLOCK, b + j * dim, dim, c + j * dim, dim, dim, rows - j, old, nullptr);
 }
 
-// C^T[a][j] = scale C^T[a][j] + sum_{i >= j} B[i][a] Scores[i][j]
+// C^T[a][j] = old C^T[a][j] + sum_{i >= j} B[i][a] Scores[i][j]
 void anticausal_product_transposed(const float* scores, const float* b, float* c_t, int64_t rows, int64_t dim,
-                                   float scale) {
+                                   Old old) {
   for (int64_t j = 0; j < rows; j += 16)
     for (int64_t a = 0; a < dim; a += 16)
-      rows16(b + j * dim + a, 1, dim, scores + j * BLOCK + j, BLOCK, c_t + a * BLOCK + j, BLOCK, 16, rows - j, scale,
+      rows16(b + j * dim + a, 1, dim, scores + j * BLOCK + j, BLOCK, c_t + a * BLOCK + j, BLOCK, 16, rows - j, old,
              nullptr);
 }
 
@@ -243,11 +255,12 @@ void store_state(const float* in, int64_t dim, float* out, int64_t width) {
 
 // Powers of one head's decay. mask[x] = l^(-x) for x <= 0 and 0 above, so that mask + j - i is an entry of the causal mask.
 struct Decay {
+  double slope;
   float power[BLOCK + 1];
   float reversed[2 * BLOCK];
   const float* mask = reversed + BLOCK - 1;
 
-  explicit Decay(double slope) {
+  explicit Decay(double rate) : slope(rate) {
     double factor = std::exp(-slope), p = 1.0;
     memset(reversed, 0, sizeof reversed);
     for (int i = 0; i <= BLOCK; i++, p *= factor) {
@@ -302,12 +315,12 @@ void forward_head(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> o, 
     pack(v.at(t), v.stride, m, width, vs, rows, dim);
     transpose(ks, dim, k_t, BLOCK, rows, dim);
     causal_scores(qs, k_t, scores, decay.mask, rows, dim);
-    causal_product(scores, vs, out, rows, dim, 0.f);
+    causal_product(scores, vs, out, rows, dim, DROP);
     scale_rows(qs, scaled, decay.power + 1, 1, m, rows, dim);
-    product(scaled, dim, 1, state, dim, out, dim, rows, dim, dim, 1.f);
+    product(scaled, dim, 1, state, dim, out, dim, rows, dim, dim, KEEP);
     unpack(out, dim, o.at(t), o.stride, m, width);
     scale_rows(ks, scaled, decay.power + m - 1, -1, m, rows, dim);
-    product(scaled, 1, dim, vs, dim, state, dim, dim, dim, m, decay.power[m]);
+    product(scaled, 1, dim, vs, dim, state, dim, dim, dim, m, Old::decayed(decay.slope * m));
   }
 }
 
@@ -331,56 +344,58 @@ void backward_head(Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const
     // dv = Scores^T do + (K l^(m-1-j)) G
     transpose(ks, dim, turned, BLOCK, rows, dim);
     causal_scores(qs, turned, scores, decay.mask, rows, dim);
-    anticausal_product(scores, gs, out, rows, dim, 0.f);
+    anticausal_product(scores, gs, out, rows, dim, DROP);
     scale_rows(ks, scaled, decay.power + m - 1, -1, m, rows, dim);
-    product(scaled, dim, 1, grad, dim, out, dim, rows, dim, dim, 1.f);
+    product(scaled, dim, 1, grad, dim, out, dim, rows, dim, dim, KEEP);
     unpack(out, dim, dv.at(t), dv.stride, m, width);
 
     // dk^T = Q^T dScores + G (V l^(m-1-j))^T, turned back at the end: cheaper than turning G
     transpose(vs, dim, turned, BLOCK, rows, dim);
     causal_scores(gs, turned, scores, decay.mask, rows, dim);
-    anticausal_product_transposed(scores, qs, out_t, rows, dim, 0.f);
+    anticausal_product_transposed(scores, qs, out_t, rows, dim, DROP);
     float to_end[BLOCK] = {};
     for (int64_t j = 0; j < m; j++) to_end[j] = decay.power[m - 1 - j];
     for (int64_t a = 0; a < dim; a++)
       for (int64_t j = 0; j < rows; j += VL)
         store(turned + a * BLOCK + j, load(turned + a * BLOCK + j) * load(to_end + j));
-    product(grad, dim, 1, turned, BLOCK, out_t, BLOCK, dim, rows, dim, 1.f);
+    product(grad, dim, 1, turned, BLOCK, out_t, BLOCK, dim, rows, dim, KEEP);
     transpose(out_t, BLOCK, out, dim, dim, rows);
     unpack(out, dim, dk.at(t), dk.stride, m, width);
 
     // G = l^m G + (Q l^(i+1))^T do
     scale_rows(qs, scaled, decay.power + 1, 1, m, rows, dim);
-    product(scaled, 1, dim, gs, dim, grad, dim, dim, dim, m, decay.power[m]);
+    product(scaled, 1, dim, gs, dim, grad, dim, dim, dim, m, Old::decayed(decay.slope * m));
   }
 }
 
 // One token: new = l S + k v^T and o = q new, columns [j, j + N*VL) of one head; the state is read and written once.
 template <int N>
-inline void decode_strip(const float* q, const float* k, const float* v, float factor, const float* state,
+inline void decode_strip(const float* q, const float* k, const float* v, Old old, const float* state,
                          float* new_state, float* o, int64_t width) {
   vec acc[N] = {}, value[N];
   for (int n = 0; n < N; n++) value[n] = load(v + n * VL);
   for (int64_t i = 0; i < width; i++)
     for (int n = 0; n < N; n++) {
-      vec s = load(state + i * width + n * VL) * factor + k[i] * value[n];
+      vec x = load(state + i * width + n * VL);
+      vec s = x * old.keep + (x * old.factor + k[i] * value[n]);
       store(new_state + i * width + n * VL, s);
       acc[n] += q[i] * s;
     }
   for (int n = 0; n < N; n++) store(o + n * VL, acc[n]);
 }
 
-void decode_head(const float* q, const float* k, const float* v, float factor, const float* state, float* new_state,
+void decode_head(const float* q, const float* k, const float* v, Old old, const float* state, float* new_state,
                  float* o, int64_t width) {
   int64_t j = 0;
   for (; j + 4 * VL <= width; j += 4 * VL)
-    decode_strip<4>(q, k, v + j, factor, state + j, new_state + j, o + j, width);
+    decode_strip<4>(q, k, v + j, old, state + j, new_state + j, o + j, width);
   for (; j + VL <= width; j += VL)
-    decode_strip<1>(q, k, v + j, factor, state + j, new_state + j, o + j, width);
+    decode_strip<1>(q, k, v + j, old, state + j, new_state + j, o + j, width);
   for (; j < width; j++) {
     float acc = 0.f;
     for (int64_t i = 0; i < width; i++) {
-      float s = state[i * width + j] * factor + k[i] * v[j];
+      float x = state[i * width + j];
+      float s = x * old.keep + (x * old.factor + k[i] * v[j]);
       new_state[i * width + j] = s;
       acc += q[i] * s;
     }
@@ -468,7 +483,7 @@ void run_decode(const DecodeCall& c, int64_t task) {
   pack(c.k.head<const T>(b, h, 0).data, 0, 1, width, k, 1, dim);
   pack(c.v.head<const T>(b, h, 0).data, 0, 1, width, v, 1, dim);
   const int64_t at = task * width * width;
-  decode_head(q, k, v, float(std::exp(-reinterpret_cast<const double*>(c.slopes)[h])),
+  decode_head(q, k, v, Old::decayed(reinterpret_cast<const double*>(c.slopes)[h]),
               reinterpret_cast<const float*>(c.state) + at, reinterpret_cast<float*>(c.new_state) + at, o, width);
   unpack(o, dim, c.o.head<T>(b, h, 0).data, 0, 1, width);
 }

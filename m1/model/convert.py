@@ -105,8 +105,9 @@ def transformers_config(model: Model, rotary_base: float, **more: Any) -> MiniMa
 
     check_representable(model)
     kinds = ["full_attention" if model.is_softmax_layer(i) else "linear_attention" for i in range(model.num_layers)]
-    factors = {f"{part}_alpha_factor": model.deepnorm_alpha for part in ("linear_attn", "full_attn", "mlp")}
-    factors |= {f"{part}_beta_factor": 1.0 for part in ("linear_attn", "full_attn", "mlp")}
+    factors: dict[str, Any] = {}
+    for part in ("linear_attn", "full_attn", "mlp"):
+        factors |= {f"{part}_alpha_factor": model.deepnorm_alpha, f"{part}_beta_factor": 1.0}
     return MiniMaxConfig(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
@@ -171,8 +172,8 @@ def from_transformers(state: Mapping[str, Tensor], model: Model) -> dict[str, Te
         for old, new in _names(model, layer).items():
             result[target + old] = _take(rest, source + new)
         if model.is_softmax_layer(layer):
-            parts = [_take(rest, f"{source}self_attn.{name}_proj.weight") for name in "qkv"]
-            result[f"{target}self_attention.linear_qkv.weight"] = _fuse_qkv(*parts, model)
+            q, k, v = (_take(rest, f"{source}self_attn.{name}_proj.weight") for name in "qkv")
+            result[f"{target}self_attention.linear_qkv.weight"] = _fuse_qkv(q, k, v, model)
         for old, new in _EXPERTS.items():
             stacked = _take(rest, f"{source}mlp.experts.{new}")
             for expert in range(model.num_experts):

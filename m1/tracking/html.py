@@ -210,12 +210,12 @@ def _plan(settings: Profile, stages: Sequence[_Stage], planned: Mapping[str, Map
         plan = planned.get(stage.name, {})
         steps = {line["step"] for line in stage.lines}
         tokens, flops = _final(stage.result, "tokens"), _final(stage.result, "flops")
-        row = [_count(_planned_steps(settings, stage.name)), _count(max(steps) + 1 if steps else None)]
+        row = [_count(_planned_steps(settings, stage.name)), _count(max(steps, default=None))]
         row += [_count(plan.get("tokens")), _count(tokens), _power(plan.get("flops")), _power(flops)]
         rows.append([_text(stage.name), *row])
     if not rows:
         return ""
-    names = ["stage", "steps planned", "last step", "tokens planned", "tokens", "FLOPs planned", "FLOPs"]
+    names = ["stage", "steps planned", "last step logged", "tokens planned", "tokens", "FLOPs planned", "FLOPs"]
     return (
         "<h2>Plan and actual</h2><p>What the profile asks for beside what was logged. Steps are optimizer steps, in "
         "reinforcement learning batches of rollouts; an empty cell means that nothing was planned or logged.</p>"

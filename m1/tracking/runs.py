@@ -242,15 +242,21 @@ class Tracker:
         ]
 
     def original_run(self, profile_name: str, fingerprint: str, *, apart_from: str = "") -> Any | None:
-        """Newest run that did the work of this fingerprint (rather than skipped it), or None."""
+        """Newest run that did the work of this fingerprint (rather than skipped it), or None.
+
+        One that ended well comes before one that did not: the work of a run whose end MLflow missed may still be done.
+        """
         experiment = self.client.get_experiment_by_name(registry.model_name(profile_name))
         if experiment is None:
             return None
-        wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = 'FINISHED'"
-        for run in self._runs(experiment.experiment_id, wanted):
-            if "skipped" not in run.data.tags and run.info.run_id != apart_from:
+        found = None
+        for run in self._runs(experiment.experiment_id, f"tags.fingerprint = '{fingerprint}'"):
+            if "skipped" in run.data.tags or run.info.run_id == apart_from:
+                continue
+            if run.info.status == "FINISHED":
                 return run
-        return None
+            found = found or run
+        return found
 
     def parent_fingerprint(self, folder: str) -> str | None:
         """Fingerprint of the run folder a request starts from, None if the folder is gone or damaged."""

@@ -66,9 +66,7 @@ class StageTracker:
             for figure in result.figures:
                 if (folder / figure).is_file():
                     self._client.log_artifact(self.run_id, str(folder / figure), "figures")
-            version = (
-                self._register(result, git_commit=self._run.data.tags["git_commit"]) if result.checkpoint else None
-            )
+            version = self._register(result, self._run) if result.checkpoint else None
             finals = {"seconds": result.seconds, "key/before": result.before, "key/after": result.after}
             finals |= {f"final/{name}": value for name, value in result.metrics.items()}
             self._log_finals(finals, last_step, registry.model_id(version) if version else None)
@@ -110,19 +108,18 @@ class StageTracker:
                 if result.checkpoint:
                     name = registry.model_name(self._profile.name)
                     version = registry.find_version(self._client, name, result.fingerprint)
-                    # Made outside a flow, or before MLflow's database was removed: nobody noted the commit then.
-                    self._point_alias(version or self._register(result, git_commit=""))
+                    # No version: the server died as the stage ended, and the run that did the work is known; or the
+                    # stage ran outside a flow, and nobody noted the commit.
+                    self._point_alias(version or self._register(result, original))
         with registry.service(self._tracker.uri):
             self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self, message: str, *, killed: bool = False) -> None:
         """Close the run as FAILED (or KILLED). Never raises: the stage's own error is what the user must see."""
-        from m1.errors import M1Error
-
         try:
             if self._follower is not None:
                 self._follower.stop()
-        except M1Error as error:
+        except Exception as error:
             logger.warning("%s", error)
         try:
             with registry.service(self._tracker.uri):
@@ -130,7 +127,7 @@ class StageTracker:
                 if self._request is not None and (log := Path(self._request.output) / "log.txt").is_file():
                     self._client.log_artifact(self.run_id, str(log))
                 self._client.set_terminated(self.run_id, "KILLED" if killed else "FAILED")
-        except M1Error as error:
+        except Exception as error:
             logger.warning("%s", error)
 
     def _record_data(self, stage: str, profile: Profile) -> None:
@@ -170,7 +167,8 @@ class StageTracker:
             left = sorted(self._keys.left_out)
             self._tag(metrics_left_out=f"{len(left)} keys beyond MLflow's comfort, see result.json: {', '.join(left)}")
 
-    def _register(self, result: StageResult, *, git_commit: str) -> Any:
+    def _register(self, result: StageResult, maker: Any | None) -> Any:
+        """A model version of the result's checkpoint; `maker` is the MLflow run that did the work, if there is one."""
         request = result.request
         name = registry.model_name(self._profile.name)
         tags = {
@@ -179,8 +177,8 @@ class StageTracker:
             "fingerprint": result.fingerprint,
             "path": records.relative(request["output"]),
             "checkpoint": result.checkpoint or "",
-            "git_commit": git_commit,
-            "run_id": self.run_id,
+            "git_commit": maker.data.tags["git_commit"] if maker else "",
+            "run_id": maker.info.run_id if maker else self.run_id,
         }
         tags |= {f"dvc.{data}": digest for data, digest in request["data_digests"].items()}
         if request["parent"]:
@@ -188,7 +186,8 @@ class StageTracker:
             parent = registry.find_version(self._client, name, parent_fingerprint) if parent_fingerprint else None
             tags |= {"upstream_fingerprint": parent_fingerprint or "missing", "upstream_stage": request["parent_stage"]}
             tags["upstream_version"] = parent.version if parent else "missing"
-        return registry.register(self._client, self._run, result, {key: value for key, value in tags.items() if value})
+        filled = {key: value for key, value in tags.items() if value}
+        return registry.register(self._client, maker or self._run, result, filled)
 
     def _point_alias(self, version: Any) -> None:
         self._client.set_registered_model_alias(version.name, self._stage, version.version)

@@ -168,6 +168,8 @@ class _Walk:
         if run is None and fingerprint != MISSING:
             run = self.tracker.original_run(tags["profile"], fingerprint)
         version = registry.find_version(self.client, registry.model_name(tags["profile"]), fingerprint)
+        if run is None and version is not None:
+            run = _run(self.client, version.run_id)
         if (run is None and version is None) or fingerprint in below:
             stage = tags.get("upstream_stage", "?")
             return {"stage": stage, "fingerprint": fingerprint, "missing": [f"the {stage} run {fingerprint[:16]}"]}
@@ -234,10 +236,10 @@ def _draw_data(tree: Tree, data: dict[str, Any], told: set[str]) -> None:
     from rich.markup import escape
 
     note = {"same": "", "absent": " (not in dvc.lock)"}.get(data["in_dvc_lock"], f" (dvc.lock: {data['in_dvc_lock']})")
-    if data["digest"] in told:
+    if (told_as := f"{data['name']} {data['digest']}") in told:
         tree.add(f"data [green]{escape(data['name'])}[/] md5 {data['digest']}, as above")
         return
-    told.add(data["digest"])
+    told.add(told_as)
     branch = tree.add(f"data [green]{escape(data['name'])}[/] md5 {data['digest']}{escape(note)}")
     for fault in data["missing"]:
         branch.add(f"[red]missing: {escape(fault)}[/]")

@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def _download_pypi(source: PypiSource, folder: Path) -> Path:
     try:
         logging.getLogger("pip").setLevel(logging.ERROR)
         # Not a public interface of pip, but the only one that honours all of its configuration.
-        from pip._internal.commands import create_command
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pip's import remarks on other packages
+            from pip._internal.commands import create_command
 
         command: Any = create_command("download")
         form = "--no-binary" if source.kind == "pypi-sdist" else "--only-binary"
@@ -102,12 +105,12 @@ def _choose(links: list[Any], sha256: str) -> Any:
     return next((link for link in links if link.hash == sha256), links[0])
 
 
-def _write(path: Path, chunks: Iterable[bytes], announced: str | None) -> None:
+def _write(path: Path, chunks: Iterable[bytes], announced: str | int | None) -> None:
     written = 0
     with open(path, "wb") as file:
         for chunk in chunks:
             written += file.write(chunk)
-    if announced is not None and announced.isdigit() and written != int(announced):
+    if announced is not None and written != int(announced):
         raise M1Error(f"download ended after {written} of {announced} bytes", "Run it again.")
 
 

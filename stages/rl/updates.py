@@ -98,11 +98,11 @@ def add_old_logprobs(trainer: Trainer, plan: Sequence[Sequence[Batch]]) -> Agree
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     n, sx, sy, sxx, syy, sxy, total = sums.tolist()
     spread = ((n * sxx - sx * sx) * (n * syy - sy * sy)) ** 0.5
-    metrics = {
-        "agreement/pearson": (n * sxy - sx * sy) / spread if spread > 0 else float("nan"),
-        "agreement/mean_abs_difference": total / max(n, 1.0),
-        "agreement/max_abs_difference": float(largest),
-    }
+    metrics = {}
+    if n:
+        metrics = {"agreement/mean_abs_difference": total / n, "agreement/max_abs_difference": float(largest)}
+    if spread > 0:
+        metrics["agreement/pearson"] = (n * sxy - sx * sy) / spread
     every = max(1, len(x) // FIGURE_PAIRS)
     return Agreement(metrics, (x[::every].tolist(), y[::every].tolist()))
 

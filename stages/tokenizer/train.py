@@ -13,11 +13,9 @@ from m1 import chat
 from m1.errors import UsageError
 from m1.stage import write_json
 
-#: Ids from 0 in this order. The headers and tags are ordinary text to a reader, so decoding never leaves them out.
-FIRST_TOKENS = [
-    *(AddedToken(token, special=True, normalized=False) for token in chat.SPECIAL_TOKENS),
-    *(AddedToken(token, special=False, normalized=False) for token in chat.ADDED_TOKENS),
-]
+#: Ids from 0 in this order, and whether a token is special. The headers and tags are not: they are text to a reader, so
+#: decoding never leaves them out.
+FIRST_TOKENS = {token: token in chat.SPECIAL_TOKENS for token in (*chat.SPECIAL_TOKENS, *chat.ADDED_TOKENS)}
 
 #: Layout of `m1.chat` for transformers' `apply_chat_template`; content is a string or a list of typed parts.
 CHAT_TEMPLATE = f"""\
@@ -56,7 +54,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=FIRST_TOKENS,
+        special_tokens=[AddedToken(token, normalized=False) for token in FIRST_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -67,7 +65,15 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"model.vocab_size={vocab_size} is not reachable: the corpus gives {reached} tokens",
             "Lower model.vocab_size or raise corpus.max_megabytes.",
         )
-    return tokenizer
+    return _with_flags(tokenizer)
+
+
+def _with_flags(tokenizer: Tokenizer) -> Tokenizer:
+    """The trainer marks every token that it is given as special; restore the flags of `FIRST_TOKENS`."""
+    content = json.loads(tokenizer.to_str())
+    for entry in content["added_tokens"]:
+        entry["special"] = FIRST_TOKENS[entry["content"]]
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
@@ -79,14 +85,14 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"), pretty=True)
     added = {
         str(number): {
-            "content": token.content,
+            "content": token,
             "lstrip": False,
             "normalized": False,
             "rstrip": False,
             "single_word": False,
-            "special": token.special,
+            "special": special,
         }
-        for number, token in enumerate(FIRST_TOKENS)
+        for number, (token, special) in enumerate(FIRST_TOKENS.items())
     }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -19,13 +19,11 @@ from typing import Any
 import psutil
 import yaml
 
-from m1.profile import DATA_STAGES, READS
+from m1.profile import DATA_STAGES
 from m1.stage import STAGE_INFO
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-COPIED = ("m1", "infra", "flows", "prefect.yaml")
-#: What a fingerprint covers but no light stage imports.
-EMPTY_CODE = ("kernels",)
+COPIED = ("m1", "infra", "flows", "prefect.yaml", "dvc.yaml", "params.yaml", "data_specs", ".dvc/config", ".gitignore")
 
 LIGHT_STAGE = '''
 """A light stage: counts, checkpoints, continues."""
@@ -96,25 +94,25 @@ def make(folder: Path, name: str = "scratch", **changes: Any) -> Path:
         if source.is_dir():
             shutil.copytree(source, folder / entry, ignore=shutil.ignore_patterns("__pycache__"))
         else:
+            (folder / entry).parent.mkdir(exist_ok=True)
             shutil.copy(source, folder / entry)
-    for entry in EMPTY_CODE:
-        (folder / entry).mkdir()
-        (folder / entry / "__init__.py").write_text("")
     for stage, info in STAGE_INFO.items():
         package = folder / info.module.replace(".", "/")
         package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").write_text("")
         data = f"STAGE = {stage!r}\n{LIGHT_DATA_STAGE}"
         (package / "__main__.py").write_text(data if stage in DATA_STAGES else LIGHT_STAGE)
-    (folder / "stages" / "synthesize" / "tasks").mkdir()
-    (folder / "stages" / "synthesize" / "tasks" / "__init__.py").write_text("")
+    for info in STAGE_INFO.values():
+        for entry in info.code:  # what a fingerprint covers must be there, though no light stage imports it
+            path = folder / entry
+            if not path.exists() and (CHECKOUT / entry).suffix == ".py":
+                path.write_text("")
+            elif not path.exists():
+                path.mkdir(parents=True)
+                (path / "__init__.py").write_text("")
     write_profile(folder, name, **changes)
-    (folder / "params.yaml").write_text(yaml.safe_dump({"profiles": [name]}))
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {s: _dvc_stage(s) for s in DATA_STAGES}}))
-    (folder / ".gitignore").write_text((CHECKOUT / ".gitignore").read_text())
+    shutil.copy(CHECKOUT / "profiles" / "tiny.yaml", folder / "profiles")  # params.yaml lists it
     run(["git", "init", "-q"], folder)
-    run([sys.executable, "-m", "dvc", "init", "-q"], folder)
-    run([sys.executable, "-m", "dvc", "config", "core.analytics", "false"], folder)
     return folder
 
 
@@ -129,18 +127,6 @@ def write_profile(folder: Path, name: str = "scratch", **changes: Any) -> None:
         section[last] = value
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "profiles" / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-
-
-def _dvc_stage(stage: str) -> dict[str, Any]:
-    sections = list(STAGE_INFO[stage].sections)
-    package = STAGE_INFO[stage].module.replace(".", "/")
-    stage_definition = {
-        "cmd": f"python -m {STAGE_INFO[stage].module} --profile ${{item}}",
-        "deps": [package, *(f"data/${{item}}/{name}" for name in READS[stage])],
-        "params": [{"profiles/${item}.yaml": sections}],
-        "outs": [f"data/${{item}}/{stage}"],
-    }
-    return {"foreach": "${profiles}", "do": stage_definition}
 
 
 def environment() -> dict[str, str]:
@@ -163,6 +149,11 @@ def run(
     )
     assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def shell(line: str, folder: Path) -> Done:
+    """A shell line with our interpreter first on the path, as a user's activated environment has it."""
+    return run(["sh", "-c", f"PATH={Path(sys.executable).parent}:$PATH; {line}"], folder)
 
 
 def m1(folder: Path, *arguments: str, check: bool = True, timeout: float = 300) -> Done:

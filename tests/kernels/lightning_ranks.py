@@ -1,4 +1,4 @@
-"""One rank of the context-parallel test: ``python lightning_ranks.py RANK SIZE FOLDER``; writes its findings as JSON."""
+"""One rank of the context-parallel test: ``python lightning_ranks.py RANK SIZE FOLDER``; writes findings as JSON."""
 
 import json
 import sys

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from m1.profile import Model, Parallel
-
-SMALL = Model(
-    num_layers=8, softmax_every=8, hidden_size=48, num_attention_heads=4, num_query_groups=2, head_dim=16,
-    num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=40, vocab_size=320, max_position_embeddings=1024,
-)  # fmt: skip
-ALONE = Parallel()
+from small_model import ALONE, SMALL, logits_of  # noqa: F401  (logits_of: for those who import it from here)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +21,3 @@ def hybrid():
 def tokens():
     """Two sequences of 600 tokens: more than two blocks of transformers' lightning attention and not a multiple."""
     return torch.randint(0, SMALL.vocab_size, (2, 600), generator=torch.Generator().manual_seed(3))
-
-
-def logits_of(model, tokens):
-    """Logits of the Megatron hybrid, (batch, sequence, vocabulary)."""
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    with torch.no_grad():
-        return model(tokens, positions, None)

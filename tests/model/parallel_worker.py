@@ -10,8 +10,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from conftest import SMALL
-from megatron.core import parallel_state
+from small_model import SMALL
 
 from m1.model.hybrid import build_model
 from m1.profile import Parallel
@@ -55,6 +54,8 @@ def compute(layout: Parallel) -> dict:
 
 
 def main() -> None:
+    from megatron.core import parallel_state  # after m1.model has prepared it for this machine
+
     folder, *layouts = sys.argv[1:]
     for text in layouts:
         sizes = {name: int(size) for name, size in (field.split("=") for field in text.split(","))}

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import SMALL, logits_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_model import SMALL, logits_of
 
 from m1.errors import UsageError
 from m1.model import convert
@@ -52,7 +52,7 @@ def test_logits_agree(hybrid, other, tokens, length):
     ids=str,
 )
 def test_logits_agree_for_other_shapes(hybrid, tokens, fields):
-    from conftest import ALONE
+    from small_model import ALONE
 
     from m1.model.hybrid import build_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALONE, SMALL
+from small_model import ALONE, SMALL
 
 from m1 import profile
 from m1.errors import StageFailed, UsageError

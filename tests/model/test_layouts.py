@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, logits_of
+from small_model import SMALL, logits_of
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 #: Sequence parallelism is on in all of them that split tensors, which covers the norm over heads on several ranks.
@@ -26,7 +26,7 @@ def results(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
     done = subprocess.run(
         [*command, str(folder), SPLIT, SPLIT_EXPERTS, EXPERTS_APART],
-        env=environment, capture_output=True, text=True, timeout=600,
+        env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return {file.stem: torch.load(file) for file in folder.glob("*.pt")}

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
+from small_model import SMALL
 
 from m1.model import arithmetic
 from m1.profile import Model
@@ -60,7 +60,7 @@ def test_counts_of_a_built_model(hybrid):
 def test_forward_flops_match_the_matrix_products_that_torch_counts(hybrid, tokens):
     """Counted by torch's own dispatcher: every matrix product outside the attention kernels."""
     import torch
-    from conftest import logits_of
+    from small_model import logits_of
     from torch.utils.flop_counter import FlopCounterMode
 
     mode = FlopCounterMode(display=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
 import signal
 import socket
@@ -23,6 +25,12 @@ from m1.stage import StageContext, StageRequest, StageResult
 from m1.tracking import Tracker
 
 TINY = profile.load("tiny").to_dict()
+
+
+def _die_with_parent() -> None:
+    """Also when the test runner itself is killed, no server must be left behind (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Server:
@@ -51,7 +59,13 @@ class Server:
         }
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=os.environ | quiet,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         until = time.monotonic() + 300
         while time.monotonic() < until:
@@ -117,7 +131,7 @@ class House:
         stage.write_json(
             self.root / folder / "summary.json", summary | ({"sources": sources} if name == "corpus" else {})
         )
-        digest = f"{len(name):02x}{version:02x}".ljust(32, "a") + ".dir"
+        digest = hashlib.md5(f"{name} {version}".encode()).hexdigest() + ".dir"
         deps = [{"path": f"stages/{name}", "hash": "md5", "md5": f"{version}" * 32 + ".dir"}]
         for read in profile.READS[name]:
             lock = self.locked[f"{read}@{self.profile.name}"]

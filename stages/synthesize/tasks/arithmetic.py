@@ -33,14 +33,14 @@ class Arithmetic(Task):
     answer_format = "an integer"
     templates = ("Compute {}", "What is {}?")
     levels = (
-        _level(3, 0, 19, 9, 0, 20),
+        _level(4, 0, 9, 5, 0, 9),
+        _level(4, 0, 9, 9, 0, 20),
         _level(4, 0, 99, 9, 0, 99),
         _level(5, 1, 9, 9, 0, 99),
         _level(6, 1, 99, 99, -99, 199),
         _level(7, 2, 99, 99, -199, 299),
         _level(8, 2, 999, 99, -999, 1999),
         _level(9, 3, 999, 999, -2999, 2999),
-        _level(10, 3, 999, 999, -4999, 4999),
         _level(11, 4, 9999, 999, -9999, 19999),
         _level(12, 4, 9999, 9999, -49999, 49999),
     )
@@ -67,8 +67,11 @@ class Arithmetic(Task):
 
     def solve(self, state: State) -> tuple[str, str]:
         steps = _steps(state)
-        worked = ";".join(f"{left}{operator}{right}={total}" for left, operator, right, total in steps)
-        return worked, str(steps[-1][-1])
+        products = state["operators"].count("*")
+        worked = [f"{left}{operator}{right}={total}" for left, operator, right, total in steps]
+        # After the first sum, what is to the left of the operator is the total just written.
+        worked[products + 1 :] = [f"{operator}{right}={total}" for _, operator, right, total in steps[products + 1 :]]
+        return ";".join(worked), str(steps[-1][-1])
 
     def parse(self, answer: str) -> Any | None:
         return parse_integer(answer)

@@ -82,12 +82,13 @@ def _text(tree: list[Any], root: bool = True) -> str:
 
 
 def _evaluate(tree: list[Any], steps: list[str]) -> bool:
-    """Value of a tree; appends one equation per operator, and one per negated group."""
+    """Value of a tree; appends one equation per operator, constants as they stand, and one per negated group."""
     if len(tree) == 2:
         return tree[0] != tree[1]
     left, right = _evaluate(tree[1], steps), _evaluate(tree[3], steps)
     value = (left and right) if tree[2] == "and" else (left or right)
-    steps.append(f"{WORDS[left]} {tree[2]} {WORDS[right]} = {WORDS[value]}")
+    quoted = [_text(side) if len(side) == 2 else WORDS[result] for side, result in ((tree[1], left), (tree[3], right))]
+    steps.append(f"{quoted[0]} {tree[2]} {quoted[1]} = {WORDS[value]}")
     if tree[0]:
         steps.append(f"not {WORDS[value]} = {WORDS[not value]}")
     return tree[0] != value

@@ -11,14 +11,15 @@ PEOPLE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 GOODS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def _level(people: int, swaps: int) -> Knobs:
-    return {"people": people, "swaps": swaps}
+def _level(people: int, swaps: int, goods: int) -> Knobs:
+    return {"people": people, "swaps": swaps, "goods": goods}
 
 
 class GoodsExchange(Task):
     """Every person holds one thing; each step two people swap.
 
-    Things are lower-case letters. Knobs: number of `people` and of `swaps`.
+    Things are lower-case letters, drawn from the first `goods` of the alphabet. Knobs besides: number of `people` and
+    of `swaps`.
     """
 
     name = "goods_exchange"
@@ -26,27 +27,27 @@ class GoodsExchange(Task):
     answer_format = "every person followed by the thing held, in any order of people"
     templates = ("Who has what? {}", "Find the end state. {}")
     levels = (
-        _level(3, 2),
-        _level(3, 4),
-        _level(4, 5),
-        _level(5, 6),
-        _level(6, 8),
-        _level(8, 12),
-        _level(10, 16),
-        _level(12, 24),
-        _level(16, 40),
-        _level(20, 60),
+        _level(3, 2, 10),
+        _level(3, 3, 10),
+        _level(3, 4, 26),
+        _level(4, 5, 26),
+        _level(5, 7, 26),
+        _level(7, 10, 26),
+        _level(9, 16, 26),
+        _level(12, 24, 26),
+        _level(16, 40, 26),
+        _level(20, 60, 26),
     )
 
     def sample(self, rng: random.Random, knobs: Knobs) -> State:
         people = PEOPLE[: knobs["people"]]
-        goods = rng.sample(GOODS, knobs["people"])
+        goods = rng.sample(GOODS[: knobs["goods"]], knobs["people"])
         swaps: list[str] = []
         while len(swaps) < knobs["swaps"]:
             swap = "".join(sorted(rng.sample(people, 2)))
             if swaps[-1:] != [swap]:  # the same swap twice in a row would undo itself
                 swaps.append(swap)
-        return {"people": people, "goods": goods, "swaps": swaps}
+        return {"people": people, "goods": goods, "swaps": swaps, "goods": goods}
 
     def describe(self, state: State) -> str:
         return f"{_holding(state['people'], state['goods'])}. Swap " + ", ".join(f"{a} {b}" for a, b in state["swaps"])

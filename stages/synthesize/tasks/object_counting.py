@@ -10,14 +10,14 @@ from stages.synthesize.tasks.base import Knobs, State, Task, parse_integer
 KINDS = ("key", "file", "list", "code", "name", "line", "type", "point", "field", "node")
 
 
-def _level(events: int, kinds: int, targets: int, most: int, high: int) -> Knobs:
-    return {"events": events, "kinds": kinds, "targets": targets, "most": most, "high": high}
+def _level(events: int, kinds: int, words: int, targets: int, most: int, high: int) -> Knobs:
+    return {"events": events, "kinds": kinds, "words": words, "targets": targets, "most": most, "high": high}
 
 
 class ObjectCounting(Task):
     """Each event adds or removes some things of one kind.
 
-    Knobs: number of `events` over `kinds` of things; `targets` kinds are counted together; an event moves at most
+    Knobs: number of `events` over `kinds` of things, out of the first `words` of the vocabulary; `targets` kinds are counted together; an event moves at most
     `most` things; no kind ever has fewer than none, and the total stays below `high` + 1.
     """
 
@@ -26,21 +26,21 @@ class ObjectCounting(Task):
     answer_format = "an integer"
     templates = ("How many {}", "Count {}")
     levels = (
-        _level(3, 2, 1, 5, 20),
-        _level(5, 2, 1, 9, 20),
-        _level(6, 3, 2, 9, 99),
-        _level(8, 3, 2, 19, 99),
-        _level(10, 4, 2, 29, 199),
-        _level(14, 4, 3, 49, 299),
-        _level(18, 5, 3, 60, 499),
-        _level(24, 6, 3, 60, 999),
-        _level(32, 6, 4, 60, 999),
-        _level(40, 8, 4, 60, 1999),
+        _level(3, 2, 4, 1, 4, 9),
+        _level(4, 2, 4, 1, 5, 9),
+        _level(5, 2, 10, 1, 9, 20),
+        _level(6, 3, 10, 2, 9, 99),
+        _level(8, 3, 10, 2, 29, 199),
+        _level(12, 4, 10, 3, 49, 299),
+        _level(18, 5, 10, 3, 60, 499),
+        _level(24, 6, 10, 3, 60, 999),
+        _level(32, 6, 10, 4, 60, 999),
+        _level(40, 8, 10, 4, 60, 1999),
     )
 
     def sample(self, rng: random.Random, knobs: Knobs) -> State:
         while True:
-            kinds = rng.sample(KINDS, knobs["kinds"])
+            kinds = rng.sample(KINDS[: knobs["words"]], knobs["kinds"])
             targets = kinds[: knobs["targets"]]
             held = dict.fromkeys(kinds, 0)
             events = []

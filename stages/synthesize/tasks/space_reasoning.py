@@ -28,11 +28,11 @@ class SpaceReasoning(Task):
     answer_format = "the letter of the place"
     templates = ("Where is the end? {}", "Find the end. {}")
     levels = (
-        _level(4, 2, 10, False, 3),
+        _level(3, 2, 5, False, 3),
+        _level(4, 3, 6, False, 4),
         _level(6, 3, 10, False, 9),
         _level(8, 4, 10, True, 9),
-        _level(9, 6, 10, True, 9),
-        _level(10, 8, 20, True, 9),
+        _level(10, 7, 20, True, 9),
         _level(12, 10, 30, True, 19),
         _level(14, 12, 40, True, 19),
         _level(16, 16, 50, True, 29),

@@ -12,8 +12,8 @@ NAMES = "ABCDEGHIJKLMNOPRSUVW"
 WORDS = {True: "T", False: "F"}
 
 
-def _level(people: int, chain: bool, shuffled: bool, pairs: float) -> Knobs:
-    return {"people": people, "chain": chain, "shuffled": shuffled, "pairs": pairs}
+def _level(people: int, names: int, chain: bool, shuffled: bool, pairs: float) -> Knobs:
+    return {"people": people, "names": names, "chain": chain, "shuffled": shuffled, "pairs": pairs}
 
 
 class WebOfLies(Task):
@@ -22,7 +22,7 @@ class WebOfLies(Task):
     "A F": A lies. "B: A T": B says that A tells the truth. "C: A = B" and "C: A != B": C says that A and B are of
     the same kind, or not. The kinds follow one by one, so the solution is unique.
 
-    Knobs: number of `people`; in a `chain` everybody speaks about the one before; statements are `shuffled` or in an
+    Knobs: number of `people`, out of the first `names`; in a `chain` everybody speaks about the one before; statements are `shuffled` or in an
     order in which each can be settled at once; share of statements about `pairs`.
     """
 
@@ -31,20 +31,20 @@ class WebOfLies(Task):
     answer_format = 'names of the truthful in any order, or "none"'
     templates = ("Who is T? {}", "Find the T ones. {}")
     levels = (
-        _level(3, True, False, 0.0),
-        _level(5, True, False, 0.0),
-        _level(6, False, False, 0.0),
-        _level(7, False, True, 0.0),
-        _level(8, False, True, 0.2),
-        _level(10, False, True, 0.3),
-        _level(12, False, True, 0.4),
-        _level(14, False, True, 0.5),
-        _level(16, False, True, 0.6),
-        _level(18, False, True, 0.7),
+        _level(3, 9, True, False, 0.0),
+        _level(4, 9, True, False, 0.0),
+        _level(5, 20, True, False, 0.0),
+        _level(6, 20, False, False, 0.0),
+        _level(8, 20, False, True, 0.2),
+        _level(10, 20, False, True, 0.3),
+        _level(12, 20, False, True, 0.4),
+        _level(14, 20, False, True, 0.5),
+        _level(16, 20, False, True, 0.6),
+        _level(18, 20, False, True, 0.7),
     )
 
     def sample(self, rng: random.Random, knobs: Knobs) -> State:
-        names = rng.sample(NAMES, knobs["people"])
+        names = rng.sample(NAMES[: knobs["names"]], knobs["people"])
         statements: list[list[Any]] = []
         for place in range(1, len(names)):
             about = [names[place - 1] if knobs["chain"] else rng.choice(names[:place])]

@@ -1,0 +1,244 @@
+"""Which stages run, and the reason given for each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scratch
+import yaml
+
+from flows import plan as planning
+from infra import dvc
+from m1.errors import UsageError
+from m1.profile import DATA_STAGES, TRAINING_STAGES, Profile
+from m1.stage import StageResult, load_result, resolve, write_json, write_request
+
+PAPER_ORDER = ["corpus", "tokenizer", "tokens", "sft-data", "pretrain", "context-extension", "sft", "synthesize"]
+PAPER_ORDER += ["rl-40k", "rl-80k", "evaluate", "export"]
+AFTER_DATA = ["pretrain", "sft", "context-extension", "rl-40k", "rl-80k", "evaluate", "export"]
+
+
+def make_data(checkout: Path, **digests: str) -> None:
+    """Data sets as dvc.lock records them."""
+    stages = {}
+    for stage in DATA_STAGES:
+        (checkout / "data" / "scratch" / stage).mkdir(parents=True, exist_ok=True)
+        digest = digests.get(stage.replace("-", "_"), f"{stage}-1")
+        stages[f"{stage}@scratch"] = {"cmd": "x", "outs": [{"path": f"data/scratch/{stage}", "md5": digest}]}
+    (checkout / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def execute(settings: Profile, clock: list[float]) -> list[str]:
+    """Do what the flow does with stages that take no time; returns those that had to run."""
+    ran, runs = [], {}
+    for stage in settings.order:
+        if stage in DATA_STAGES:
+            continue
+        request = resolve(stage, settings, parent=runs.get(settings.parent_of(stage)))
+        output = Path(request.output)
+        if load_result(output) is None:
+            write_request(request)
+            clock[0] += 1
+            checkpoint = "checkpoint" if stage in TRAINING_STAGES else None
+            result = StageResult(stage, request.fingerprint, asdict(request), checkpoint, "loss", 1.0, 0.5, {})
+            result.finished_at = clock[0]
+            write_json(output / "result.json", asdict(result))
+            ran.append(stage)
+        if stage in TRAINING_STAGES:
+            runs[stage] = output
+    return ran
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [1000.0]
+
+
+@pytest.mark.parametrize("order", [None, PAPER_ORDER])
+@pytest.mark.parametrize(
+    ("field", "value", "first"),
+    [
+        ("pretrain.train_steps", 7, "pretrain"),
+        ("sft.epochs", 2.5, "sft"),
+        ("context-extension.probes", 5, "context-extension"),
+        ("rl-40k.cispo.is_weight_max", 4.0, "rl-40k"),
+        ("rl-80k.train_steps", 9, "rl-80k"),
+        ("evaluate.samples_per_prompt", 9, "evaluate"),
+        ("export.check_tokens", 9, "export"),
+    ],
+)
+def test_a_changed_section_reruns_its_stage_and_those_below_it_only(
+    checkout: Path, clock: list[float], field: str, value: Any, first: str, order: list[str] | None
+) -> None:
+    make_data(checkout)
+    base = {"order": order} if order else {}
+    before = planning.load_profile("scratch", overrides=base)
+    ordered = [stage for stage in before.order if stage in AFTER_DATA]
+    assert execute(before, clock) == ordered
+    assert execute(before, clock) == []
+    after = planning.load_profile("scratch", overrides={**base, field: value})
+    # evaluate and export write no checkpoint: nothing is below them.
+    expected = [first] if first in ("evaluate", "export") else ordered[ordered.index(first) :]
+    rows = planning.plan(after, only=AFTER_DATA)
+    assert [row.stage for row in rows if row.action == "run"] == expected
+    old, new = _value(before, field), value
+    reason = next(row.reason for row in rows if row.stage == first)
+    assert reason == f"profile: {field} {json.dumps(old)} -> {json.dumps(new)}"
+    assert execute(after, clock) == expected
+
+
+def _value(settings: Profile, field: str) -> Any:
+    node: Any = settings.to_dict()
+    for part in field.split("."):
+        node = node[part]
+    return node
+
+
+def test_reasons_tell_code_data_seed_and_upstream_apart(checkout: Path, clock: list[float]) -> None:
+    make_data(checkout)
+    settings = planning.load_profile("scratch")
+    rows = planning.plan(settings, only=["pretrain"])
+    assert [(row.action, row.reason) for row in rows] == [("run", "never run")]
+    execute(settings, clock)
+
+    def reason(stage: str, settings: Profile = settings, **options: Any) -> str:
+        return planning.plan(settings, only=[stage], **options)[0].reason
+
+    assert reason("sft").startswith("unchanged: fingerprint ")
+    assert reason("sft", force=True) == "forced"
+    assert reason("pretrain", planning.load_profile("scratch", seed=7)) == "profile: seed 1234 -> 7"
+
+    make_data(checkout, tokens="tokens-2")
+    assert reason("pretrain") == "data: tokens has other content"
+    make_data(checkout)
+
+    source = checkout / "stages" / "sft" / "__main__.py"
+    text = source.read_text()
+    source.write_text("# a comment is not code\n" + text)
+    assert reason("sft").startswith("unchanged")
+    source.write_text(text.replace("STEPS = 6", "STEPS = 8"))
+    assert reason("sft").startswith("code: changed, one of stages/sft")
+    # Code and a field at once: both are named.
+    both = reason("sft", planning.load_profile("scratch", overrides={"sft.epochs": 3.0}))
+    assert both.startswith("profile: sft.epochs 1.0 -> 3.0; code: changed")
+    source.write_text(text)
+
+    other = planning.load_profile("scratch", overrides={"pretrain.train_steps": 3})
+    execute(other, clock)
+    pretrained = Path(resolve("pretrain", settings).output)
+    again = reason("sft", planning.load_profile("scratch", overrides={"sft.epochs": 3.0}), upstream=pretrained)
+    assert "profile: sft.epochs 1.0 -> 3.0; upstream: starts from runs/scratch/pretrain/" in again
+    assert "code" not in again
+
+
+def test_an_interrupted_stage_says_how_far_it_came(checkout: Path) -> None:
+    make_data(checkout)
+    settings = planning.load_profile("scratch")
+    request = resolve("pretrain", settings)
+    write_request(request)
+    assert planning.plan(settings, only=["pretrain"])[0].reason == "interrupted before its first logged step"
+    lines = [{"step": step, "time": 0, "metrics": {"train/loss": 1.0}} for step in (10, 20)]
+    (Path(request.output) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert planning.plan(settings, only=["pretrain"])[0].reason == "interrupted at step 20"
+
+
+def test_data_stages_go_by_dvc(checkout: Path) -> None:
+    settings = planning.load_profile("scratch")
+    assert {row.reason for row in planning.plan(settings, stop="sft-data")} == {"never run"}
+    assert dvc.ensure_profile("scratch")
+    assert not dvc.ensure_profile("scratch")
+    for stage in ("corpus", "tokenizer"):
+        scratch.shell(dvc.command(f"{stage}@scratch"), checkout)
+    (checkout / "data" / "scratch" / "corpus" / "content.json").write_text("touched by hand")
+    reason = planning.plan(planning.load_profile("scratch"), only=["corpus"])[0].reason
+    assert "data/scratch/corpus is modified" in reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"start": "sfft"}, "start='sfft' is not a stage"),
+        ({"stop": "pretrain", "start": "sft"}, "start=sft comes after stop=pretrain"),
+        ({"only": ["sft", "nothing"]}, "only='nothing' is not a stage"),
+        ({"only": ["sft"], "start": "sft"}, "only cannot be combined"),
+    ],
+)
+def test_a_wrong_selection_is_refused(checkout: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        planning.plan(planning.load_profile("scratch"), **arguments)
+
+
+def test_a_stage_outside_the_order_is_refused(checkout: Path) -> None:
+    short = [stage for stage in planning.load_profile("scratch").order if stage != "rl-80k"]
+    settings = planning.load_profile("scratch", overrides={"order": short})
+    with pytest.raises(UsageError, match="only='rl-80k' is not in the order of profile scratch"):
+        planning.select(settings, None, None, ["rl-80k"])
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(checkout: Path, clock: list[float]) -> None:
+    settings = planning.load_profile("scratch")
+    with pytest.raises(UsageError, match=r"data set tokenizer of profile scratch is not there.*m1/tokenizer"):
+        planning.plan(settings, only=["sft"])
+    make_data(checkout)
+    with pytest.raises(UsageError, match=r"no finished run of pretrain.*m1/pretrain"):
+        planning.plan(settings, only=["sft"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("nowhere", {}, "no file .*nowhere.yaml. Choose one of: scratch"),
+        ("/tmp/elsewhere.yaml", {}, "is not in .*profiles"),
+        (
+            "scratch",
+            {"overrides": {"corpus.max_megabytes": 1.0}},
+            "override corpus.max_megabytes: the data",
+        ),
+        ("scratch", {"overrides": {"model.vocab_size": 512}}, "override model.vocab_size"),
+        ("scratch", {"overrides": {"name": "other"}}, "override name"),
+        ("scratch", {"overrides": {"sft.epoch": 1.0}}, "did you mean epochs"),
+        ("scratch", {"overrides": {"parallel.world_size": 3}}, "multiple"),
+        ("scratch", {"seed": -1}, "seed"),
+        ("renamed", {}, "name is 'scratch'"),
+    ],
+)
+def test_bad_profiles_are_refused(checkout: Path, name: str, options: dict[str, Any], words: str) -> None:
+    (checkout / "profiles" / "renamed.yaml").write_text((checkout / "profiles" / "scratch.yaml").read_text())
+    with pytest.raises(UsageError, match=words):
+        planning.load_profile(name, **options)
+
+
+def test_upstream_by_folder_and_fingerprint(checkout: Path, clock: list[float]) -> None:
+    make_data(checkout)
+    settings = planning.load_profile("scratch")
+    execute(settings, clock)
+    run = Path(resolve("pretrain", settings).output)
+    assert planning.find_upstream(str(run), settings) == run
+    assert planning.find_upstream(str(run.relative_to(checkout)), settings) == run
+    assert planning.find_upstream(run.name[:10], settings) == run
+    assert planning.find_upstream("m1-scratch@pretrain", settings) is None
+    with pytest.raises(UsageError, match="holds no finished checkpoint"):
+        planning.find_upstream("runs/scratch/evaluate/" + Path(resolve("evaluate", settings).output).name, settings)
+    twin = run.with_name(run.name[:8] + "00000000")
+    twin.mkdir()
+    with pytest.raises(UsageError, match="fits 2 runs"):
+        planning.find_upstream(run.name[:8], settings)
+    with pytest.raises(UsageError, match="pretrain starts from nothing"):
+        planning.plan(settings, start="pretrain", upstream=run)
+
+
+def test_expected_tokens_by_hand(checkout: Path) -> None:
+    settings = planning.load_profile("scratch", overrides={"pretrain.train_steps": 3, "evaluate.samples_per_prompt": 2})
+    pretrain, rl, evaluate = settings.pretrain, settings.rl_40k, settings.evaluate
+    tokens = 3 * pretrain.global_batch_size * pretrain.sequence_length
+    assert planning.expected_tokens(settings, "pretrain") == (tokens, False)
+    longest = rl.train_steps * rl.prompts_per_step * rl.group_size * (rl.max_prompt_length + rl.windows[0])
+    assert planning.expected_tokens(settings, "rl-40k") == (longest, True)
+    answers = 5 * len(settings.synthesize.tasks) * evaluate.prompts_per_task * 2
+    expected = answers * (rl.max_prompt_length + evaluate.max_new_tokens)
+    assert planning.expected_tokens(settings, "evaluate") == (expected, True)
+    assert planning.expected_tokens(settings, "corpus") == (None, False)

@@ -1,0 +1,77 @@
+"""Pid files: only the very process that wrote one is ever signalled."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+from infra.process import ProcessRecord, lock_file, tree_memory
+
+
+def test_record_of_a_live_process_round_trips(tmp_path: Path, stop_later: list[int]) -> None:
+    process = subprocess.Popen(["sleep", "300"])
+    stop_later.append(process.pid)
+    ProcessRecord.of(process.pid, port=4200).write(tmp_path / "a.json")
+    record = ProcessRecord.read(tmp_path / "a.json")
+    assert record is not None and record.alive()
+    assert record.extra == {"port": 4200}
+
+
+def test_another_process_with_the_same_number_is_not_touched(stop_later: list[int]) -> None:
+    """What a recycled pid looks like: the number is alive, start time or command line are not the recorded ones."""
+    process = subprocess.Popen(["sleep", "300"])
+    stop_later.append(process.pid)
+    record = ProcessRecord.of(process.pid)
+    older = dataclasses.replace(record, started=record.started - 3600)
+    other = dataclasses.replace(record, command=["prefect", "server", "start"])
+    for stranger in (older, other):
+        assert not stranger.alive()
+        assert stranger.stop(grace=1) is False
+    assert process.poll() is None
+
+
+def test_stop_ends_a_process_and_what_is_below_it(tmp_path: Path) -> None:
+    process = subprocess.Popen(["sh", "-c", "setsid sleep 300 & echo $! > pid; wait"], cwd=tmp_path)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        pass
+    child = ProcessRecord.of(int((tmp_path / "pid").read_text()))
+    assert ProcessRecord.of(process.pid).stop(grace=5) is True
+    assert not child.alive()
+    process.wait(5)
+
+
+def test_damaged_or_missing_pid_file_is_no_process(tmp_path: Path) -> None:
+    assert ProcessRecord.read(tmp_path / "none.json") is None
+    (tmp_path / "half.json").write_text('{"pid": 1')
+    assert ProcessRecord.read(tmp_path / "half.json") is None
+
+
+def test_lock_is_exclusive_and_survives_its_taker_in_a_child(tmp_path: Path, stop_later: list[int]) -> None:
+    path = tmp_path / "lock"
+    with lock_file(path, 0) as first:
+        assert first is not None
+        with lock_file(path, 0) as second:
+            assert second is None
+        child = subprocess.Popen(["sleep", "300"], pass_fds=(first,))
+        stop_later.append(child.pid)
+    with lock_file(path, 0) as third:
+        assert third is None, "the child still holds the descriptor"
+    child.kill()
+    child.wait(10)
+    with lock_file(path, 5) as fourth:
+        assert fourth is not None
+
+
+def test_memory_of_a_tree_counts_children(stop_later: list[int]) -> None:
+    code = "import subprocess,sys; x=b'1'*50_000_000; subprocess.run(['sleep','300'])"
+    import sys
+    import time
+
+    process = subprocess.Popen([sys.executable, "-c", code])
+    stop_later.append(process.pid)
+    deadline = time.monotonic() + 30
+    while tree_memory([process.pid]) < 50_000_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert tree_memory([process.pid]) < 150_000_000
