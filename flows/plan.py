@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,8 +159,8 @@ def plan(
     """
     stages = select(settings, start, stop, only)
     targets = {stage: f"{stage}@{settings.name}" for stage in stages if stage in DATA_STAGES}
-    listed = settings.name in (dvc._read(paths.ROOT / "params.yaml").get("profiles") or [])
-    status = dvc.status(list(targets.values())) if targets and listed else {}
+    listed = dvc.lists_profile(settings.name)
+    status = dvc.status(list(targets.values())) if listed else {}
     if upstream is not None:
         check_upstream(settings, stages)
     rows: list[Row] = []
@@ -257,7 +256,8 @@ def why_run(request: StageRequest) -> str:
     reasons = []
     for section in STAGE_INFO[request.stage].sections:
         reasons += [
-            f"profile: {text}" for text in _differences(old["profile"].get(section), request.profile[section], section)
+            f"profile: {text}"
+            for text in dvc.differences(old["profile"].get(section), request.profile[section], section)
         ]
     if old["profile"]["seed"] != request.profile["seed"]:
         reasons.append(f"profile: seed {old['profile']['seed']} -> {request.profile['seed']}")
@@ -270,20 +270,6 @@ def why_run(request: StageRequest) -> str:
     if _code_changed(request.stage, result.fingerprint, old) or not reasons:
         reasons.append(f"code: changed, one of {', '.join(STAGE_INFO[request.stage].code)}")
     return "; ".join(reasons)
-
-
-def _differences(old: Any, new: Any, name: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{name}.{key}")]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [text for i, pair in enumerate(zip(old, new)) for text in _differences(*pair, f"{name}[{i}]")]
-    return [] if old == new else [f"{name} {_value(old)} -> {_value(new)}"]
-
-
-def _value(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _code_changed(stage: str, recorded: str, old: dict[str, Any]) -> bool:
@@ -330,7 +316,7 @@ def expected_flops(settings: Profile, stage: str) -> float | None:
     Training counts forward and backward. Reinforcement learning adds the forward pass of its rollouts, and evaluation
     is forward passes only: a third of a training step's operations each.
     """
-    from m1.model.arithmetic import training_flops
+    from m1.arithmetic import training_flops
 
     tokens, _ = expected_tokens(settings, stage)
     part: Any = settings.section(stage)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -334,8 +333,3 @@ def _last_words(lines: deque[str]) -> str | None:
 
 def _shown(path: Path) -> str:
     return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)
-
-
-def free_space(folder: Path) -> int:
-    """Bytes free on the disk of `folder`."""
-    return shutil.disk_usage(folder).free

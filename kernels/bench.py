@@ -3,7 +3,7 @@
 A table for people goes to stderr, one JSON object per case to stdout:
 ``{"case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "spread"}``; ratio above 1 means ours is better.
 Ours and the peers run in turn within every repeat; ``ours`` and ``peer`` are medians, ``ratio`` the median of the
-ratios of the repeats and ``spread`` their range. Peers: the block loop of transformers' MiniMaxLightningAttention
+ratios of the repeats and ``spread`` their range. On one CPU thread, times are processor times. Peers: the block loop of transformers' MiniMaxLightningAttention
 (its projections, norm and activation replaced by identities), and torch's causal scaled_dot_product_attention.
 At the greatest length all run on one head instead of eight, and a peer slower than SLOW_SECONDS runs once: the
 quadratic peers would need most of an hour otherwise.
@@ -141,13 +141,15 @@ def _call(function: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tens
 
 
 def _seconds(run: Callable[[], None], device: str) -> float:
+    """Wall time; with one CPU thread, processor time, which other programs on the machine disturb less."""
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _measure(run: Callable[[], None], device: str) -> tuple[float, float]:

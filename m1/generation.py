@@ -95,7 +95,8 @@ def generate(
     )
     capacity = max(map(len, prompts), default=0) + max_new_tokens
     rows: list[_Row] = []
-    cache, logits = None, None
+    cache: Cache | None = None
+    logits: Tensor | None = None
     while rows or waiting:
         # Joining two caches copies them, so room is made for several prompts before the next are read.
         if waiting and len(rows) <= 0.75 * batch_size:
@@ -104,6 +105,7 @@ def generate(
             rows += [_Row(seed, rollout) for _, members in new for seed, rollout in members]
             cache = new_cache if cache is None else cache.append(new_cache)
             logits = new_logits if logits is None else torch.cat((logits, new_logits))
+        assert cache is not None and logits is not None
         uniforms = torch.tensor([row.uniform() for row in rows])
         tokens, logprobs = sample(logits, uniforms.to(logits.device), temperature=temperature, top_p=top_p)
         running = []

@@ -33,7 +33,7 @@ def status_table(services: dict[str, Any]) -> Table:
 
 def plan_table(settings: Profile, rows: list[Any]) -> Any:
     from flows.plan import expected_flops
-    from m1.model.arithmetic import parameters
+    from m1.arithmetic import parameters
 
     counts = parameters(settings.model)
     size = f"{short(counts.total)} parameters, {short(counts.active)} active per token"

@@ -1,8 +1,8 @@
 """The two attentions of the hybrid: lightning (linear, decayed) and softmax.
 
-Lightning attention follows the released MiniMax-M1 layer: one projection to q, k, v with SiLU, interleaved per head; the
-recurrence S_t = lambda S_{t-1} + k_t v_t^T, o_t = q_t S_t; RMSNorm over all heads; a sigmoid gate from the layer's input;
-the output projection. No rotary embedding, no scaling, no biases.
+Lightning attention follows the released MiniMax-M1 layer: one projection to q, k, v with SiLU, interleaved per head;
+the recurrence S_t = lambda S_{t-1} + k_t v_t^T, o_t = q_t S_t; RMSNorm over all heads; a sigmoid gate from the layer's
+input; the output projection. No rotary embedding, no scaling, no biases.
 """
 
 from __future__ import annotations
@@ -100,8 +100,16 @@ class SoftmaxCore(MegatronModule):
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__(config=config)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
-        """query (sequence, batch, heads, dim), key and value (sequence, batch, groups, dim) -> (sequence, batch, heads x dim)."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Attend causally.
+
+        Args:
+            query: (sequence, batch, heads, head_dim).
+            key, value: (sequence, batch, groups, head_dim).
+
+        Returns:
+            (sequence, batch, heads x head_dim).
+        """
         sequence, batch = query.shape[:2]
         groups = query.shape[2] // key.shape[2]
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))

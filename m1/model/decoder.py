@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,13 @@ class Cache:
 
 @dataclass
 class _Layer:
-    """Weights of one layer. `attention` is query, key, value (and the lightning gate) in one matrix."""
+    """Weights of one layer.
+
+    Attributes:
+        attention: query, key and value (and the gate of a lightning layer) in one matrix.
+        gate_up: (2, experts x width, hidden); down: (experts, width, hidden).
+        norm, slopes: of a lightning layer alone.
+    """
 
     softmax: bool
     input_norm: Tensor
@@ -182,8 +189,8 @@ class Decoder:
         cos, sin = self._rotary(torch.arange(longest, device=tokens.device))
 
         def lightning(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-            packed = (x.transpose(0, 1)[None] for x in (q, k, v))
-            mixed, state = lightning_attention(*packed, slopes, cu_seqlens=offsets, output_final_state=True)
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+            mixed, state = lightning_attention(q, k, v, slopes, cu_seqlens=offsets, output_final_state=True)
             cache.states.append(state)
             return mixed[0].transpose(0, 1)
 
@@ -265,6 +272,7 @@ class Decoder:
             q = qkv[:, :, :share].reshape(len(x), -1, dim)
             mixed = softmax(q, qkv[:, :, share], qkv[:, :, share + 1]).reshape(len(x), -1)
         else:
+            assert layer.norm is not None
             heads = settings.num_attention_heads
             qkv = F.silu(projected[:, : 3 * heads * dim]).view(len(x), heads, 3 * dim)
             mixed = lightning(*qkv.split(dim, dim=-1), layer.slopes).reshape(len(x), -1)
@@ -310,7 +318,7 @@ class Decoder:
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _read_layer(layer: torch.nn.Module, softmax: bool) -> _Layer:
+def _read_layer(layer: Any, softmax: bool) -> _Layer:
     """Weights of a Megatron layer."""
     attention, experts = layer.self_attention, layer.mlp.experts.local_experts
     gates, ups = zip(*(expert.linear_fc1.weight.detach().chunk(2) for expert in experts), strict=True)

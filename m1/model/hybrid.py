@@ -1,8 +1,8 @@
 """The MiniMax-Text-01 / M1 hybrid on Megatron-core (MiniMax-01, arXiv 2501.08313 §2; released modelling files).
 
 Every layer: y = norm(x); h = alpha y + attention(y); z = norm(h); out = alpha z + MoE(z), with alpha = (2N)^(1/4). The
-residual is the normed value (post-norm with DeepNorm). Every eighth layer has softmax attention with grouped queries and
-RoPE on half of each head, the others lightning attention. Router and LM head compute in float32.
+residual is the normed value (post-norm with DeepNorm). Every eighth layer has softmax attention with grouped queries
+and RoPE on half of each head, the others lightning attention. Router and LM head compute in float32.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import hashlib
 from typing import Any
 
 import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -136,7 +136,6 @@ def megatron_config(model: Model, parallel: Parallel, *, moe_aux_loss_coeff: flo
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=parallel.precision == "bf16",
-        perform_initialization=False,
         calculate_per_token_loss=True,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         sequence_parallel=parallel.tensor_model_parallel_size > 1,
@@ -232,7 +231,8 @@ def initialize_weights(hybrid: HybridModel, seed: int) -> None:
         elif "qkv" in name:
             _value_rows(whole, name, hybrid.settings).mul_(beta)
         if split >= 0:
-            whole = whole.chunk(group.size(), dim=split)[group.rank()]
+            halves = whole.chunk(2) if "linear_fc1" in name else (whole,)  # gate and up are split one by one
+            whole = torch.cat([half.chunk(group.size(), dim=split)[group.rank()] for half in halves])
         parameter.copy_(whole)
 
 

@@ -68,8 +68,6 @@ def load(folder: Path, model: Any, optimizer: Any | None) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
     verify(folder)
-    if optimizer is not None:
-        _materialise_states(optimizer)
     with _quiet():
         loaded = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(folder))
     model.load_state_dict(loaded["model"])
@@ -134,6 +132,7 @@ def _sharded_state(model: Any, optimizer: Any | None, *, is_loading: bool) -> di
     }
     state = {"model": model.sharded_state_dict(metadata=metadata)}
     if optimizer is not None:
+        _materialise_states(optimizer)
         sharded = optimizer.sharded_state_dict(state["model"], is_loading=is_loading, metadata=metadata)
         return {"model": state["model"], "optimizer": sharded}
     return state
@@ -144,7 +143,7 @@ def _optimizers(optimizer: Any) -> list[Any]:
 
 
 def _materialise_states(optimizer: Any) -> None:
-    """Give a fresh AdamW the state tensors that loading expects to fill."""
+    """Give a fresh AdamW the state tensors that saving and loading expect to be there."""
     for adam in _optimizers(optimizer):
         for group in adam.param_groups:
             for parameter in group["params"]:

@@ -6,8 +6,9 @@ import os
 import shutil
 from dataclasses import asdict
 
+from m1 import arithmetic
 from m1.errors import M1Error, StageFailed
-from m1.model import arithmetic, convert
+from m1.model import convert
 from m1.profile import Parallel
 from m1.stage import StageContext, StageResult, main
 from m1.training import parallel

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from m1.model import arithmetic
+from m1 import arithmetic
 from m1.stage import StageContext, load_result
 from stages.corpus import spec
 from stages.export import files

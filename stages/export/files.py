@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, MiniMaxForCausalLM
 
+from m1 import arithmetic
 from m1.errors import StageFailed, UsageError
-from m1.model import arithmetic, convert
+from m1.model import convert
 from m1.model.hybrid import HybridModel
 from m1.profile import Model, Profile
 

@@ -135,9 +135,10 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": "", "COLUMNS": "200", "DVC_NO_ANALYTICS": "1"}
 
 
-def run(
-    command: list[str], folder: Path, *, check: bool = True, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def run(command: list[str], folder: Path, *, check: bool = True, timeout: float = 300) -> Done:
     done = subprocess.run(
         command,
         cwd=folder,

@@ -58,17 +58,18 @@ def clock() -> list[float]:
     return [1000.0]
 
 
-@pytest.mark.parametrize("order", [None, PAPER_ORDER])
 @pytest.mark.parametrize(
-    ("field", "value", "first"),
+    ("field", "value", "first", "order"),
     [
-        ("pretrain.train_steps", 7, "pretrain"),
-        ("sft.epochs", 2.5, "sft"),
-        ("context-extension.probes", 5, "context-extension"),
-        ("rl-40k.cispo.is_weight_max", 4.0, "rl-40k"),
-        ("rl-80k.train_steps", 9, "rl-80k"),
-        ("evaluate.samples_per_prompt", 9, "evaluate"),
-        ("export.check_tokens", 9, "export"),
+        ("pretrain.train_steps", 7, "pretrain", None),
+        ("sft.epochs", 2.5, "sft", None),
+        ("sft.epochs", 2.5, "sft", PAPER_ORDER),
+        ("context-extension.probes", 5, "context-extension", None),
+        ("context-extension.probes", 5, "context-extension", PAPER_ORDER),
+        ("rl-40k.cispo.is_weight_max", 4.0, "rl-40k", None),
+        ("rl-80k.train_steps", 9, "rl-80k", None),
+        ("evaluate.samples_per_prompt", 9, "evaluate", None),
+        ("export.check_tokens", 9, "export", None),
     ],
 )
 def test_a_changed_section_reruns_its_stage_and_those_below_it_only(
@@ -153,6 +154,17 @@ def test_data_stages_go_by_dvc(checkout: Path) -> None:
     assert not dvc.ensure_profile("scratch")
     for stage in ("corpus", "tokenizer"):
         scratch.shell(dvc.command(f"{stage}@scratch"), checkout)
+        dvc.commit(f"{stage}@scratch")
+    rows = {row.stage: row for row in planning.plan(settings, stop="sft-data")}
+    assert [rows[stage].action for stage in ("corpus", "tokenizer", "tokens")] == ["skip", "skip", "run"]
+    assert rows["corpus"].reason == "unchanged: DVC finds the same inputs, command and output"
+
+    scratch.write_profile(checkout, corpus__max_megabytes=3.5)
+    rows = {row.stage: row for row in planning.plan(planning.load_profile("scratch"), stop="tokenizer")}
+    assert rows["corpus"].reason == "profile: corpus.max_megabytes 8.0 -> 3.5"
+    assert rows["tokenizer"].reason.startswith("upstream: corpus will run")
+
+    scratch.write_profile(checkout)
     (checkout / "data" / "scratch" / "corpus" / "content.json").write_text("touched by hand")
     reason = planning.plan(planning.load_profile("scratch"), only=["corpus"])[0].reason
     assert "data/scratch/corpus is modified" in reason
@@ -191,7 +203,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(checkout: Path,
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("nowhere", {}, "no file .*nowhere.yaml. Choose one of: scratch"),
+        ("nowhere", {}, "no file .*nowhere.yaml. Choose one of: renamed, scratch, tiny"),
         ("/tmp/elsewhere.yaml", {}, "is not in .*profiles"),
         (
             "scratch",

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import ALONE, SMALL, logits_of
+from small_model import ALONE, SMALL, logits_of
 
 from m1.model.decoder import Decoder
 

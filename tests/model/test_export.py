@@ -10,9 +10,8 @@ import pytest
 import torch
 from small_model import ALONE, SMALL
 
-from m1 import profile
+from m1 import arithmetic, profile
 from m1.errors import StageFailed, UsageError
-from m1.model import arithmetic
 from m1.stage import StageContext, StageRequest, StageResult, load_result, write_json
 
 MODEL = SMALL.model_copy(update={"vocab_size": 400, "max_position_embeddings": 4096})

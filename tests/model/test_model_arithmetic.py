@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_model import SMALL
 
-from m1.model import arithmetic
+from m1 import arithmetic
 from m1.profile import Model
 
 #: config.json of the released MiniMax-M1.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def world(tmp_path_factory):
         problems = draw(tasks, count, seed=1, purpose=split, taken=taken)
         rows[split] = [row(problem, with_response=False) for problem in problems]
         write_rows(root / "synthesize" / f"{split}.jsonl", rows[split])
-    save(train([r["question"] for r in rows["train"]], settings.model.vocab_size), root / "tokenizer")
+    texts = [Path(__file__).read_text(), *(r["question"] for r in rows["train"])]
+    save(train(texts, settings.model.vocab_size), root / "tokenizer")
 
     parallel.initialize(settings.parallel, 1)
     model = build_model(settings.model, settings.parallel, seed=3)

@@ -174,10 +174,10 @@ def test_goods_takes_only_the_one_assignment() -> None:
 
 
 def test_word_sorting_takes_only_the_one_order() -> None:
-    for level, seed in itertools.product((1, 2, 4), range(10)):
+    for level, seed in itertools.product((1, 3, 5), range(10)):
         p = problem("word_sorting", level, seed)
         words = p.answer.split(", ") if "," in p.answer else p.answer.split()
-        separator = ", " if level == 2 else " "
+        separator = ", " if level == 3 else " "
         for order in itertools.permutations(words):
             assert accepts(p, separator.join(order)) == (list(order) == words)
             assert accepts(p, ",".join(word.replace(" ", "") for word in order)) == (list(order) == words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import signal
@@ -19,18 +18,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from infra import supervise
 from m1 import paths, profile, stage
 from m1.profile import Profile
 from m1.stage import StageContext, StageRequest, StageResult
 from m1.tracking import Tracker
 
 TINY = profile.load("tiny").to_dict()
-
-
-def _die_with_parent() -> None:
-    """Also when the test runner itself is killed, no server must be left behind (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Server:
@@ -49,7 +43,9 @@ class Server:
         """Start it unless it runs."""
         if self._process is not None:
             return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        # The supervisor ends the server also when the test runner itself is killed.
+        command = [sys.executable, supervise.__file__, str(os.getpid()), "2"]
+        command += [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         quiet = {
@@ -65,7 +61,6 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         until = time.monotonic() + 300
         while time.monotonic() < until:

@@ -47,7 +47,7 @@ class GoodsExchange(Task):
             swap = "".join(sorted(rng.sample(people, 2)))
             if swaps[-1:] != [swap]:  # the same swap twice in a row would undo itself
                 swaps.append(swap)
-        return {"people": people, "goods": goods, "swaps": swaps, "goods": goods}
+        return {"people": people, "goods": goods, "swaps": swaps}
 
     def describe(self, state: State) -> str:
         return f"{_holding(state['people'], state['goods'])}. Swap " + ", ".join(f"{a} {b}" for a, b in state["swaps"])

@@ -17,8 +17,9 @@ def _level(events: int, kinds: int, words: int, targets: int, most: int, high: i
 class ObjectCounting(Task):
     """Each event adds or removes some things of one kind.
 
-    Knobs: number of `events` over `kinds` of things, out of the first `words` of the vocabulary; `targets` kinds are counted together; an event moves at most
-    `most` things; no kind ever has fewer than none, and the total stays below `high` + 1.
+    Knobs: number of `events` over `kinds` of things, out of the first `words` of the vocabulary; `targets` kinds are
+    counted together; an event moves at most `most` things; no kind ever has fewer than none, and the total at the end
+    is at most `high`.
     """
 
     name = "object_counting"

@@ -31,7 +31,7 @@ class Operation(Task):
     answer_format = "an integer"
     templates = ("Let {}", "Given {}")
     levels = (
-        _level(1, 1, 1, 9, 0.0, 0, 9),
+        _level(1, 1, 1, 9, 0.0, 0, 10),
         _level(1, 2, 1, 9, 0.0, 0, 9),
         _level(1, 2, 1, 9, 0.0, 0, 20),
         _level(1, 2, 4, 9, 0.0, 0, 99),

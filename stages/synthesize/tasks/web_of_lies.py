@@ -22,8 +22,8 @@ class WebOfLies(Task):
     "A F": A lies. "B: A T": B says that A tells the truth. "C: A = B" and "C: A != B": C says that A and B are of
     the same kind, or not. The kinds follow one by one, so the solution is unique.
 
-    Knobs: number of `people`, out of the first `names`; in a `chain` everybody speaks about the one before; statements are `shuffled` or in an
-    order in which each can be settled at once; share of statements about `pairs`.
+    Knobs: number of `people`, out of the first `names`; in a `chain` everybody speaks about the one before; statements
+    are `shuffled` or in an order in which each can be settled at once; share of statements about `pairs`.
     """
 
     name = "web_of_lies"

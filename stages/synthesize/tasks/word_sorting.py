@@ -16,9 +16,9 @@ def _level(alphabet: int, moved: int, words: int, shortest: int, longest: int) -
 class WordSorting(Task):
     """Words are random strings over the alphabet, all different; a word comes before its own continuations.
 
-    Knobs: size of the `alphabet`, which starts with a; letters `moved` from their usual place (as many as the alphabet is long: shuffled);
-    number of `words`, each of `shortest` to `longest` letters. Words of at most two letters are spelled with a space
-    between letters.
+    Knobs: size of the `alphabet`, which starts with a; letters `moved` from their usual place (as many as the alphabet
+    is long: shuffled); number of `words`, each of `shortest` to `longest` letters. Words of at most two letters are
+    spelled with a space between letters.
     """
 
     name = "word_sorting"

@@ -1,0 +1,34 @@
+# setup: the environment in .venv    run: the whole recipe, profile tiny    test, bench, clean
+# Everything is made below this folder; nothing outside it is changed.
+
+PYTHON := $(shell for p in python3.12 python3.11; do \
+	"$$p" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& { echo "$$p"; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/setup.stamp
+
+.PHONY: setup run test bench clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 with the venv module found. Install one (Debian: python3.11-venv), then run make again." >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$$($(BIN)/python infra/find_links.py)" $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+run: $(STAMP)
+	@$(BIN)/m1 run --profile tiny
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	@$(BIN)/python -m kernels.bench
+
+# Stops the services and removes all that runs have made; .venv stays.
+clean:
+	@if test -x $(BIN)/m1; then $(BIN)/m1 down; fi
+	rm -rf .m1 runs data build .pytest_cache .hypothesis .mypy_cache .ruff_cache

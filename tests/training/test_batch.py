@@ -1,0 +1,83 @@
+"""Batches and the order of data."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
+from m1.errors import UsageError
+from m1.training.batch import full_batch, padded_batch
+from m1.training.data import Sample, TokenStream, sample_batches, shuffled
+
+ids = st.lists(st.integers(1, 99), min_size=1, max_size=20)
+sequences = st.lists(
+    st.tuples(ids, ids),
+    min_size=1,
+    max_size=6,
+)  # fmt: skip
+
+
+@given(sequences)
+def test_the_labels_that_count_are_exactly_the_responses(pairs: list[tuple[list[int], list[int]]]) -> None:
+    values = [[float(i) for i in range(len(response))] for _, response in pairs]
+    batch = padded_batch([p + r for p, r in pairs], [len(p) for p, _ in pairs], extra={"value": values})
+    assert batch.tokens.shape[1] % 8 == 0
+    for row, (prompt, response) in enumerate(pairs):
+        counts = batch.loss_mask[row].bool()
+        assert batch.labels[row][counts].tolist() == response
+        assert batch.extra["value"][row][counts].tolist() == values[row]
+        assert batch.tokens[row][~batch.padding_mask[row]].tolist() == (prompt + response)[:-1]
+
+
+def test_labels_of_a_full_batch_are_the_next_tokens() -> None:
+    batch = full_batch(torch.arange(12).view(2, 6))
+    assert torch.equal(batch.labels, batch.tokens + 1) and batch.num_tokens == 10
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 5), epochs=st.integers(1, 3))
+def test_every_epoch_visits_every_element_once(count: int, seed: int, epochs: int) -> None:
+    order = [shuffled(count, seed, index) for index in range(count * epochs)]
+    for epoch in range(epochs):
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@given(size=st.sampled_from([4, 8, 12]), ranks=st.sampled_from([1, 2]))
+def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks: int) -> None:
+    samples = [Sample(list(range(1, 3 + i)), 1) for i in range(size)]
+    batches = [sample_batches(samples, 2, rank, ranks) for rank in range(ranks)]
+    assert len({len(part) for part in batches}) == 1
+    lengths = [int((~b.padding_mask).sum(1)[row]) for part in batches for b in part for row in range(2)]
+    assert sorted(lengths) == sorted(len(sample.ids) - 1 for sample in samples)
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(str(tmp_path / "train.bin"), dtype=numpy.uint16)
+    for start in range(0, 1000, 100):
+        builder.add_document(torch.arange(start, start + 100), [100])
+    builder.finalize(str(tmp_path / "train.idx"))
+    return tmp_path / "train"
+
+
+def test_a_stream_covers_the_documents_end_to_end(prefix) -> None:
+    stream = TokenStream(prefix, 64, seed=1)
+    assert stream.num_sequences == 15
+    assert stream.in_order(3).tolist() == list(range(192, 257))
+    first_epoch = sorted(int(stream.sequence(i)[0]) for i in range(15))
+    assert first_epoch == [64 * i for i in range(15)]
+    again = TokenStream(prefix, 64, seed=1)
+    assert all(torch.equal(stream.sequence(i), again.sequence(i)) for i in range(40))
+    assert [int(stream.sequence(i)[0]) for i in range(15)] != [int(stream.sequence(i)[0]) for i in range(15, 30)]
+
+
+def test_too_little_text_is_refused(prefix) -> None:
+    with pytest.raises(UsageError, match="fewer than one sequence of 2000"):
+        TokenStream(prefix, 2000, seed=1)
+    with pytest.raises(UsageError, match="no token data set"):
+        TokenStream(prefix.with_name("absent"), 10, seed=1)
