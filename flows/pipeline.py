@@ -344,7 +344,7 @@ class _Watch:
                     f"the {title} server at {self.urls[name]} stopped answering",
                     "Run `m1 up` and then the same command again: it continues from the last complete checkpoint.",
                 )
-        if self.last_answer["prefect"] > self.next_look:
+        if self.output is not None and self.last_answer["prefect"] > self.next_look:
             self._show(flow_runs.read_progress(self.output))
         self.next_look = time.monotonic() + _PROGRESS_SECONDS
 

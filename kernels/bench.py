@@ -3,10 +3,11 @@
 A table for people goes to stderr, one JSON object per case to stdout:
 ``{"case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "spread"}``; ratio above 1 means ours is better.
 Ours and the peers run in turn within every repeat; ``ours`` and ``peer`` are medians, ``ratio`` the median of the
-ratios of the repeats and ``spread`` their range. On one CPU thread, times are processor times. Peers: the block loop of transformers' MiniMaxLightningAttention
-(its projections, norm and activation replaced by identities), and torch's causal scaled_dot_product_attention.
-At the greatest length all run on one head instead of eight, and a peer slower than SLOW_SECONDS runs once: the
-quadratic peers would need most of an hour otherwise.
+ratios of the repeats and ``spread`` their range. On one CPU thread, times are processor times.
+
+Peers: the block loop of transformers' MiniMaxLightningAttention (its projections, norm and activation replaced by
+identities), and torch's causal scaled_dot_product_attention. At the greatest length all run on one head instead of
+eight, and a peer slower than SLOW_SECONDS runs once: the quadratic peers would need most of an hour otherwise.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from zlib import crc32
 from m1.errors import ServiceError
 
 #: MLflow's pages become slow with many keys in one run. Curves may use this many, final values the rest.
-MAX_CURVES = 50
+MAX_CURVES = 60
 MAX_KEYS = 80
 BATCH = 1000  # MLflow's own limit of metrics in one request
 POLL_SECONDS = 1.0
@@ -34,6 +34,9 @@ class MetricKeys:
         self._used = set(used or ())
         self._earlier = set(used or ())
         self.left_out: set[str] = set()
+
+    def __contains__(self, raw: str) -> bool:
+        return raw in self._names
 
     def name(self, raw: str, limit: int) -> str | None:
         """The MLflow name of `raw`, or None when the run already has `limit` others."""

@@ -68,7 +68,9 @@ class StageTracker:
                     self._client.log_artifact(self.run_id, str(folder / figure), "figures")
             version = self._register(result, self._run) if result.checkpoint else None
             finals = {"seconds": result.seconds, "key/before": result.before, "key/after": result.after}
-            finals |= {f"final/{name}": value for name, value in result.metrics.items()}
+            # Where there are too many names, what repeats a curve is left out first.
+            ordered = sorted(result.metrics, key=self._keys.__contains__)
+            finals |= {f"final/{name}": result.metrics[name] for name in ordered}
             self._log_finals(finals, last_step, registry.model_id(version) if version else None)
             self._tag(key_metric=result.key_metric, notes="\n".join(result.notes))
             if version is not None:

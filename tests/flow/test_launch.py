@@ -117,7 +117,7 @@ def test_a_killed_rank_fails_the_stage_and_a_rerun_continues(request_of: Any, ch
 
     def on_tick() -> None:
         if len(ranks) == 2 and state.exists():
-            os.kill(ranks["1"], signal.SIGKILL)
+            os.kill(ranks.pop("1"), signal.SIGKILL)
 
     with pytest.raises(launch.StageKilled, match="stage pretrain was killed by SIGKILL"):
         launch.run_stage(request, on_line=on_line, on_tick=on_tick)

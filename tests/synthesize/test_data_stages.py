@@ -17,7 +17,11 @@ from stages.synthesize.rewards import Score, score
 from stages.synthesize.tasks import TASKS, draw
 from stages.synthesize.tasks.draw import FIELDS
 
+LEVELS = (1, 2, 3)
+ALL_TASKS = {name: {"max_difficulty": max(LEVELS)} for name in TASKS}
 SMALL = {
+    "sft-data.tasks": ALL_TASKS,
+    "synthesize.tasks": ALL_TASKS,
     "sft-data.samples_per_task": 60,
     "synthesize.train_prompts_per_task": 20,
     "synthesize.heldout_prompts_per_task": 7,
@@ -57,7 +61,7 @@ def test_rows_splits_and_levels(root: Path) -> None:
         for task in TASKS:
             levels = [r["difficulty"] for r in content if r["task"] == task]
             assert len(levels) == expected[name]
-            counts = [levels.count(level) for level in (1, 2, 3)]
+            counts = [levels.count(level) for level in LEVELS]
             assert max(counts) - min(counts) <= 1 and sum(counts) == len(levels)
         for r in content:
             worked = name.startswith("sft")

@@ -62,7 +62,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        until = time.monotonic() + 300
+        until = time.monotonic() + 900  # minutes on a machine that is busy with other work
         while time.monotonic() < until:
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             try:

@@ -49,11 +49,12 @@ def test_too_many_keys(house, tracker):
     tracked = tracker.start_stage(flow, "pretrain", request)
     tracked.follow()
     StageContext(request).log_metrics(0, {f"layer/{index}": 1.0 for index in range(200)})
-    tracked.finish(house.finish(request, metrics={f"m{index}": 1.0 for index in range(100)}))
+    tracked.finish(house.finish(request, metrics={"layer/0": 1.0} | {f"m{index}": 1.0 for index in range(100)}))
     run = tracker.client.get_run(tracked.run_id)
     assert len(run.data.metrics) == MAX_KEYS
     assert sum(key.startswith("layer/") for key in run.data.metrics) == MAX_CURVES
     assert {"key/before", "key/after", "seconds"} <= set(run.data.metrics)  # never those left out
+    assert "final/m0" in run.data.metrics and "final/layer/0" not in run.data.metrics  # what is a curve can go
     assert "keys" in run.data.tags["metrics_left_out"]
 
 

@@ -54,7 +54,7 @@ class GoodsExchange(Task):
 
     def solve(self, state: State) -> tuple[str, str]:
         held = dict(zip(state["people"], state["goods"]))
-        steps = []
+        steps = [_holding(held, held.values())]  # so that every swap reads the state just before it
         for first, second in state["swaps"]:
             held[first], held[second] = held[second], held[first]
             steps.append(f"{first} {second}: {_holding(held, held.values())}")
