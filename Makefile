@@ -1,13 +1,13 @@
-# setup: the environment in .venv    run: the whole recipe, profile tiny    test, bench, clean
+# setup: the environment in .venv    run: the whole recipe, profile tiny    test, lint, bench, clean
 # Everything is made below this folder; nothing outside it is changed.
 
-PYTHON := $(shell for p in python3.12 python3.11; do \
+PYTHON := $(shell for p in python3.11 python3.12; do \
 	"$$p" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo "$$p"; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/setup.stamp
 
-.PHONY: setup run test bench clean
+.PHONY: setup run test lint bench clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,11 @@ run: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 bench: $(STAMP)
 	@$(BIN)/python -m kernels.bench

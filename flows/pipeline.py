@@ -22,6 +22,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
@@ -51,7 +52,7 @@ class Run:
     plan: dict[str, planning.Row]
     data_changed: bool = False
     runs: dict[str, Path] = field(default_factory=dict)
-    summary: list[dict[str, Any]] = field(default_factory=list)
+    summary: list[Any] = field(default_factory=list)
 
     def event(self, **values: Any) -> None:
         flow_runs.write_event(self.folder, values)
@@ -177,28 +178,25 @@ def _was_killed(task: Any, task_run: Any, state: State[Any]) -> bool:
     return isinstance(result, launch.StageKilled)
 
 
-@task(persist_result=False, cache_policy=None)
+@task(persist_result=False, cache_policy=NO_CACHE)
 def _run_one(run: Run, stage: str) -> Any:
     run.event(event="started", stage=stage)
     started = time.monotonic()
     try:
-        if stage in DATA_STAGES:
-            row = _data_stage(run, stage)
-        else:
-            row = _run_stage(run, stage)
+        row = _data_stage(run, stage) if stage in DATA_STAGES else _run_stage(run, stage)
     except M1Error as error:
         last = _attempt() >= run.settings.flow.retries
         retried = isinstance(error, launch.StageKilled) and not last
-        run.event(event="stage failed", stage=stage, message=str(error), retried=retried)
         if retried:
+            run.event(event="stage killed", stage=stage, message=str(error))
             raise
-        seconds = round(time.monotonic() - started, 2)
-        run.summary.append({"stage": stage, "status": "failed", "seconds": seconds, "own_seconds": seconds})
         get_run_logger().error(str(error))
-        return Failed(message=str(error))
-    row["seconds"] = round(time.monotonic() - started, 2)
+        seconds = round(time.monotonic() - started, 2)
+        row = {"stage": stage, "status": "failed", "reason": str(error), "seconds": seconds}
     run.summary.append(row)
     run.event(event="stage ended", **row)
+    if row["status"] == "failed":
+        return Failed(message=row["reason"])
     if row["status"] == "skipped":
         return Completed(name="Skipped", message=row["reason"])
     return Completed(message=row["reason"])
@@ -215,7 +213,7 @@ def _data_stage(run: Run, stage: str) -> dict[str, Any]:
         reason = "; ".join(reasons) or "unchanged: DVC finds the same inputs, command and output"
     tracked = run.tracker.start_stage(run.mlflow_run, stage, None, _attempt(), run.settings)
     _link(stage, tracked)
-    summary = {"stage": stage, "status": "skipped", "reason": reason, "own_seconds": 0.0}
+    summary = {"stage": stage, "status": "skipped", "reason": reason, "seconds": 0.0}
     if skip:
         tracked.skip(None, reason)
         return summary
@@ -225,7 +223,7 @@ def _data_stage(run: Run, stage: str) -> dict[str, Any]:
         result = launch.run_data_stage(run.settings, stage, on_line=_logger(), on_tick=_Watch().tick)
         run.data_changed = True
         tracked.finish_data(stage, run.settings)
-    return {**summary, "status": "ran", "own_seconds": result.seconds, "output": f"data/{name}/{stage}"}
+    return {**summary, "status": "ran", "seconds": result.seconds, "output": f"data/{name}/{stage}"}
 
 
 def _run_stage(run: Run, stage: str) -> dict[str, Any]:
@@ -251,7 +249,7 @@ def _run_stage(run: Run, stage: str) -> dict[str, Any]:
         "stage": stage,
         "status": status,
         "reason": reason,
-        "own_seconds": own,
+        "seconds": own,
         "inside_seconds": result.seconds if status == "ran" else 0.0,
         "key_metric": result.key_metric,
         "before": result.before,

@@ -28,7 +28,7 @@ WORK_POOL = "m1-local"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 #: A server that is still silent then will stay silent; one that ended is noticed at once.
-START_TIMEOUT = 240.0
+START_TIMEOUT = 420.0
 #: Disk space below which a run is refused: a `tiny` run with its checkpoints and data writes about 1 GiB.
 MIN_FREE_BYTES = 3 * 1024**3
 NAMES = ("prefect", "mlflow", "worker")

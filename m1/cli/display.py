@@ -64,7 +64,7 @@ class Display:
             self.next_line = time.monotonic() + _LINE_SECONDS
         elif kind == "stage running" and "output" in event:
             self.output = Path(event["output"])
-        elif kind in ("stage ended", "stage failed", "failed", "finished"):
+        elif kind in ("stage ended", "stage killed", "failed", "finished"):
             self.running = None
 
     def _progress(self) -> tuple[float, str] | None:
@@ -103,10 +103,12 @@ def _line(event: dict[str, Any]) -> str | None:
         return f"{clock} {len(event['plan'])} stages, {will} to run"
     if kind == "stage ended" and event["status"] == "skipped":
         return f"{clock} {event['stage']:<18} skipped: {event['reason']}"
+    if kind == "stage ended" and event["status"] == "failed":
+        return f"{clock} {event['stage']:<18} failed after {event['seconds']:.1f} s"
     if kind == "stage ended":
         return f"{clock} {event['stage']:<18} {event['seconds']:.1f} s  {_result(event)[0]}"
     if kind == "stage running":
         return f"{clock} {event['stage']:<18} runs: {event['reason']}"
-    if kind == "stage failed" and event["retried"]:
+    if kind == "stage killed":
         return f"{clock} {event['stage']:<18} tries again: {event['message']}"
     return None

@@ -127,7 +127,7 @@ def _wait(watched: Watched) -> tuple[str, str | None]:
                     watched.events = flow_runs.read_events(watched.folder)
                     display.show(watched.events)
                     return run.state.type.value, run.state.message
-                display.waiting(run.state.name if run.state else "unknown", len(watched.events))
+                display.waiting((run.state and run.state.name) or "unknown", len(watched.events))
             time.sleep(_POLL_SECONDS)
 
 
@@ -190,9 +190,9 @@ def _report(watched: Watched, services_seconds: float, url: str | None) -> None:
     if summary:
         Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200).print(summary_table(summary))
     wall = time.time() - watched.started
-    own = sum(row["own_seconds"] for row in summary)
+    own = sum(row["seconds"] for row in summary)
     # What a stage measures itself begins after its imports; the difference is the start of its processes.
-    begin = sum(row["own_seconds"] - row["inside_seconds"] for row in summary if row.get("inside_seconds"))
+    begin = sum(row["seconds"] - row["inside_seconds"] for row in summary if row.get("inside_seconds"))
     rest = max(0.0, wall - own)
     print(
         f"{wall:.0f} s in all: stages {own:.0f} s (of which starting their processes {begin:.0f} s), orchestration "

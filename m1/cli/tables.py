@@ -49,10 +49,10 @@ def plan_table(settings: Profile, rows: list[Any]) -> Any:
         action = Text(row.action, style="green" if row.action == "skip" else "yellow")
         made.add_row(row.stage, action, row.reason, ", ".join(row.inputs) or "-", tokens, size, flops)
     total = sum(flops_of[row.stage] or 0.0 for row in rows if row.action == "run")
-    tokens = sum(row.tokens or 0 for row in rows if row.action == "run")
+    expected = sum(row.tokens or 0 for row in rows if row.action == "run")
     running = sum(row.action == "run" for row in rows)
     made.add_section()
-    made.add_row(f"{running} to run", "", "", "", f"≤ {short(tokens)}", "", f"≤ {total:.1e}")
+    made.add_row(f"{running} to run", "", "", "", f"≤ {short(expected)}", "", f"≤ {total:.1e}")
     return made
 
 
@@ -61,11 +61,11 @@ def summary_table(summary: list[dict[str, Any]]) -> Table:
         None, "stage", "time", "key metric", "before", "after", "checkpoint", right=("time", "before", "after")
     )
     for row in summary:
-        skipped = row["status"] == "skipped"
+        time = f"{row['seconds']:.1f} s" if row["status"] == "ran" else row["status"]
         checkpoint = f"{row['output']}/{row['checkpoint']}" if row.get("checkpoint") else row.get("output", "-")
         made.add_row(
             row["stage"],
-            "skipped" if skipped else f"{row['own_seconds']:.1f} s",
+            time,
             row.get("key_metric") or "-",
             number(row.get("before")),
             number(row.get("after")),

@@ -228,6 +228,8 @@ class Trainer:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
         state = checkpoint.load(folder, self.model, self.optimizer if optimizer else None)
         self.model.set_rotary_base(state["rotary_base"])
+        if not optimizer:
+            self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
         return state
 
 

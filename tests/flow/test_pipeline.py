@@ -9,6 +9,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,11 @@ def service(folder: Path, name: str) -> dict[str, Any]:
 def prefect(folder: Path, path: str, body: dict[str, Any] | None = None) -> Any:
     """POST to the Prefect API."""
     url = f"{service(folder, 'prefect')['extra']['url']}/api/{path}"
-    answer = httpx.post(url, json=body or {}, timeout=60, trust_env=False)
+    for _ in range(10):
+        answer = httpx.post(url, json=body or {}, timeout=60, trust_env=False)
+        if answer.status_code != 503:  # sqlite was busy; Prefect's own client tries again, too
+            break
+        time.sleep(1)
     answer.raise_for_status()
     return answer.json()
 
@@ -203,10 +208,10 @@ def test_bad_input_is_refused_before_a_run_is_created(house: Path) -> None:
     assert newest_run(house)["id"] == before
 
 
-def start_slow_rl(house: Path, seed: int) -> Any:
+def start_slow_rl(house: Path, seed: int, *more: str) -> Any:
     """`m1 run` of rl-40k, slow; returns once its checkpoint at step 2 is there."""
     scratch.behave(house, rl_40k={"step_seconds": 2})
-    process = scratch.start_m1(house, "run", "--profile", "scratch", "--only", "rl-40k", "--seed", str(seed))
+    process = scratch.start_m1(house, "run", "--profile", "scratch", "--only", "rl-40k", "--seed", str(seed), *more)
     known = set((house / "runs" / "scratch" / "rl-40k").iterdir())
 
     def checkpoint() -> bool:
@@ -243,6 +248,18 @@ def test_a_killed_rank_fails_the_run_and_a_rerun_continues(house: Path) -> None:
     assert newest_run(house)["state_type"] == "FAILED"
     assert "stage rl-40k was killed by SIGKILL" in newest_run(house)["state"]["message"]
     continues(house, 1)
+
+
+def test_a_killed_rank_is_tried_again_where_the_profile_says_so(house: Path) -> None:
+    process = start_slow_rl(house, 7, "--set", "flow.retries=1", "--set", "flow.retry_delay_seconds=1")
+    ranks = [p for p in scratch.stage_processes(house) if "-u" in p.info["cmdline"]]
+    scratch.kill(ranks[-1])
+    scratch.behave(house)
+    code, output, _ = ended(house, process)
+    assert code == 0
+    assert "tries again: stage rl-40k was killed by SIGKILL" in output
+    log = (run_of(house, "rl-40k") / "log.txt").read_text()
+    assert [line.split()[-1] for line in log.splitlines() if "rl-40k continues" in line] == ["0", "2"]
 
 
 def test_control_c_cancels_the_run_and_leaves_no_process(house: Path) -> None:
