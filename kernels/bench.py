@@ -322,6 +322,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="1K and 4K only, under a minute")
+    parser.add_argument("--lengths", type=int, nargs="+", help=f"only the comparison, at these (default {LENGTHS})")
+    parser.add_argument("--heads", type=int, help=f"heads of the comparison (default {HEADS}, 1 at {LENGTHS[-1]})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--autotune", action="store_true", help="time Triton block sizes and print the table (cuda)")
     options = parser.parse_args()
@@ -336,16 +338,14 @@ def main() -> None:
         return
     log = Log()
     dtypes = (torch.float32, torch.bfloat16)
-    if not options.quick:
-        for dtype in dtypes:
-            flatness(dtype, options.device, log)
-    for dtype in dtypes:
+    lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
+    for dtype in dtypes if not options.lengths else ():
         decode(dtype, options.device, log)
-    for length in QUICK_LENGTHS if options.quick else LENGTHS:
-        for dtype in dtypes:
-            for backward in (False, True):
-                heads = 1 if length == max(LENGTHS) else HEADS
-                compare(Case(length, dtype, backward, options.device, heads), log)
+        if not options.quick:
+            flatness(dtype, options.device, log)
+    for length, dtype, backward in itertools.product(lengths, dtypes, (False, True)):
+        heads = options.heads or (1 if length == LENGTHS[-1] else HEADS)
+        compare(Case(length, dtype, backward, options.device, heads), log)
 
 
 if __name__ == "__main__":
