@@ -83,10 +83,11 @@ class StageTracker:
         Raises:
             UsageError: dvc.lock has no entry for it.
         """
-        self._record_data(stage, profile)
         started = self._run.info.start_time / 1000
-        with registry.service(self._tracker.uri):
+        with registry.service(self._tracker.uri):  # before the summary, which may be long
             self._log_finals({"seconds": time.time() - started}, 0, None)
+        self._record_data(stage, profile)
+        with registry.service(self._tracker.uri):
             self._client.set_terminated(self.run_id, "FINISHED")
 
     def skip(self, result: StageResult | None, reason: str) -> None:
@@ -167,7 +168,9 @@ class StageTracker:
             self._tag(not_finite=f"{len(not_finite)} values: {', '.join(not_finite[:20])}")
         if self._keys.left_out:
             left = sorted(self._keys.left_out)
-            self._tag(metrics_left_out=f"{len(left)} keys beyond MLflow's comfort, see result.json: {', '.join(left)}")
+            self._tag(
+                metrics_left_out=f"{len(left)} keys too many for MLflow's pages, kept in the run's files: {', '.join(left)}"
+            )
 
     def _register(self, result: StageResult, maker: Any | None) -> Any:
         """A model version of the result's checkpoint; `maker` is the MLflow run that did the work, if there is one."""
