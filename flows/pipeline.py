@@ -34,8 +34,8 @@ from m1.profile import DATA_STAGES, TRAINING_STAGES, Profile
 from m1.stage import StageRequest, StageResult, load_result, resolve
 from m1.tracking import Tracker
 
-#: A server that gives no answer for this long counts as dead.
-_SERVER_PATIENCE = 12.0
+#: Seconds without an answer after which a server counts as gone when its process is gone, too.
+_DEAD_PATIENCE = 5.0
 _PROGRESS_SECONDS = 5.0
 
 
@@ -337,7 +337,7 @@ class _Watch:
         for name, title in (("prefect", "Prefect"), ("mlflow", "MLflow")):
             if not self.urls[name] or services.answers(f"{self.urls[name]}/health", timeout=3):
                 self.last_answer[name] = time.monotonic()
-            elif time.monotonic() - self.last_answer[name] > _SERVER_PATIENCE:
+            elif time.monotonic() - self.last_answer[name] > self._patience(name):
                 raise ServiceError(
                     f"the {title} server at {self.urls[name]} stopped answering",
                     "Run `m1 up` and then the same command again: it continues from the last complete checkpoint.",
@@ -345,6 +345,11 @@ class _Watch:
         if self.output is not None and self.last_answer["prefect"] > self.next_look:
             self._show(flow_runs.read_progress(self.output))
         self.next_look = time.monotonic() + _PROGRESS_SECONDS
+
+    @staticmethod
+    def _patience(name: str) -> float:
+        """A server that lives may only be slow: the machine is busy with our own work."""
+        return services.PATIENCE if services.running(name) else _DEAD_PATIENCE
 
     def done(self) -> None:
         if self.artifact is not None:

@@ -29,6 +29,8 @@ PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 #: A server that is still silent then will stay silent; one that ended is noticed at once.
 START_TIMEOUT = 420.0
+#: Seconds without an answer after which a server whose process lives counts as hung.
+PATIENCE = 60.0
 #: Disk space below which a run is refused: a `tiny` run with its checkpoints and data writes about 1 GiB.
 MIN_FREE_BYTES = 3 * 1024**3
 NAMES = ("prefect", "mlflow", "worker")
@@ -115,7 +117,7 @@ def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
     with lock_file(paths.STATE / "services" / "lock", patience=START_TIMEOUT + 60) as lock:
         if lock is None:
             raise ServiceError("another `m1 up` or `m1 down` is at work", "Wait for it to end, then try again.")
-        started = [name for name in ("prefect", "mlflow") if not is_healthy(name)]
+        started = [name for name in ("prefect", "mlflow") if not _answers_in_time(name)]
         for name in started:
             say(f"starting the {_TITLES[name]}")
             _start_server(name)
@@ -167,6 +169,16 @@ def status() -> dict[str, Status]:
         url = record.extra.get("url") if record else None
         result[name] = Status(name, record.pid if record else None, url, is_healthy(name), log_file(name))
     return result
+
+
+def _answers_in_time(name: str) -> bool:
+    """Whether the service is healthy; one that lives gets time, for a busy machine is no reason to restart it."""
+    deadline = time.monotonic() + PATIENCE
+    while not is_healthy(name, timeout=5):
+        if running(name) is None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def is_healthy(name: str, timeout: float = 2.0) -> bool:

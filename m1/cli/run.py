@@ -63,8 +63,8 @@ def run(parameters: dict[str, Any]) -> int:
         print("\ncancelling the flow run ...", file=sys.stderr, flush=True)
         _cancel(identity)
         raise StageFailed(f"flow run {name} was cancelled", _AGAIN) from None
-    except ServiceError:
-        _stop(identity)
+    except ServiceError as error:
+        _give_up(identity, str(error))
         raise
     _report(watched, services_seconds, url)
     if state == "COMPLETED":
@@ -118,7 +118,7 @@ def _wait(watched: Watched) -> tuple[str, str | None]:
                 _check_processes(watched)
                 if not services.is_healthy("prefect", timeout=3):
                     unanswered = unanswered or now
-                    if now - unanswered > 15:
+                    if now - unanswered > services.PATIENCE:
                         raise ServiceError("the Prefect server gives no answer", f"Run `m1 up`. {_AGAIN}")
                     continue
                 unanswered = None
@@ -174,6 +174,18 @@ def _cancel(identity: str) -> None:
     except Exception as error:
         _stop(identity)
         raise ServiceError(f"the flow run was stopped, but Prefect could not be told ({error})", _AGAIN) from error
+
+
+def _give_up(identity: str, message: str) -> None:
+    """A service died: end the run's processes and, where Prefect still answers, mark the run as failed."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Failed
+
+    _stop(identity)
+    if not services.is_healthy("prefect", timeout=5):
+        return  # `m1 up` marks the run when it finds its process gone
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(identity, Failed(message=message), force=True)  # type: ignore[arg-type]
 
 
 def _stop(identity: str) -> None:

@@ -168,9 +168,8 @@ class StageTracker:
             self._tag(not_finite=f"{len(not_finite)} values: {', '.join(not_finite[:20])}")
         if self._keys.left_out:
             left = sorted(self._keys.left_out)
-            self._tag(
-                metrics_left_out=f"{len(left)} keys too many for MLflow's pages, kept in the run's files: {', '.join(left)}"
-            )
+            note = f"{len(left)} keys too many for MLflow's pages, kept in the run's files: {', '.join(left)}"
+            self._tag(metrics_left_out=note)
 
     def _register(self, result: StageResult, maker: Any | None) -> Any:
         """A model version of the result's checkpoint; `maker` is the MLflow run that did the work, if there is one."""

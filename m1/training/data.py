@@ -97,3 +97,15 @@ def sample_batches(samples: list[Sample], micro_batch_size: int, rank: int, rank
     return [
         padded_batch([s.ids for s in group], [s.response_start for s in group]) for group in share(groups, rank, ranks)
     ]
+
+
+def even_batches(samples: list[Sample], micro_batch_size: int, rank: int, ranks: int) -> list[Batch]:
+    """As `sample_batches` for any number of samples: as many full micro-batches on every rank as there are samples for.
+
+    A few samples make smaller micro-batches, and fewer samples than ranks are measured on every rank.
+    """
+    if len(samples) < ranks:
+        samples = samples * ranks
+    size = min(micro_batch_size, len(samples) // ranks)
+    whole = len(samples) // (size * ranks) * size * ranks
+    return sample_batches(samples[:whole], size, rank, ranks)

@@ -8,7 +8,7 @@ from m1.stage import StageContext, StageResult
 from m1.tokenizer import load_tokenizer
 from m1.training import loop, parallel
 from m1.training.batch import Batch
-from m1.training.data import read_samples, sample_batches, shuffled
+from m1.training.data import even_batches, read_samples, sample_batches, shuffled
 from m1.training.figures import training_figures
 from m1.training.trainer import Trainer
 
@@ -34,8 +34,7 @@ def run(context: StageContext) -> StageResult:
         chosen = [samples[shuffled(len(samples), profile.seed, i)] for i in range(step * size, (step + 1) * size)]
         return sample_batches(chosen, settings.micro_batch_size, rank, ranks)
 
-    whole = len(unseen) // (settings.micro_batch_size * ranks) * settings.micro_batch_size * ranks
-    held_out = sample_batches(unseen[:whole] or unseen * ranks, settings.micro_batch_size, rank, ranks)
+    held_out = even_batches(unseen, settings.micro_batch_size, rank, ranks)
     steps = max(1, math.ceil(settings.epochs * len(samples) / size))
     final, before, after = loop.train(
         context,

@@ -282,29 +282,35 @@ def test_a_killed_flow_process_is_a_crashed_run_without_orphans(house: Path) -> 
     continues(house, 3)
 
 
-@pytest.mark.parametrize(("name", "title"), [("mlflow", "MLflow server"), ("prefect", "Prefect server")])
-def test_a_server_that_dies_ends_the_run_with_one_line(house: Path, name: str, title: str) -> None:
-    seed = {"mlflow": 4, "prefect": 5}[name]
+@pytest.mark.parametrize(
+    ("name", "title", "seed"),
+    [("mlflow", "MLflow server", 4), ("prefect", "Prefect server", 5), ("worker", "Prefect worker", 6)],
+)
+def test_a_service_that_dies_ends_the_run_with_one_line(house: Path, name: str, title: str, seed: int) -> None:
     process = start_slow_rl(house, seed)
-    server = psutil.Process(service(house, name)["pid"])
-    for part in [*server.children(recursive=True), server]:
+    victim = psutil.Process(service(house, name)["pid"])
+    engines = [p for p in scratch.processes(house) if "prefect.engine" in " ".join(p.info["cmdline"])]
+    for part in [*victim.children(recursive=True), victim] if name != "worker" else [victim]:
         scratch.kill(part)
     code, _, errors = ended(house, process)
     assert code == 4
     assert errors.startswith(f"error: the {title} died") and errors.count("\n") == 1
+    assert not any(engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE for engine in engines)
+    if name != "prefect":
+        assert newest_run(house)["state_type"] == "FAILED"
+        assert f"the {title} died" in newest_run(house)["state"]["message"]
     continues(house, seed)
     states = {run["state_type"] for run in prefect(house, "flow_runs/filter", {"limit": 50})}
     assert "RUNNING" not in states
 
 
-def test_a_run_whose_worker_and_process_died_is_found_and_closed(house: Path) -> None:
-    process = start_slow_rl(house, 6)
-    worker = service(house, "worker")["pid"]
+def test_a_run_of_which_everything_died_is_found_and_closed(house: Path) -> None:
+    process = start_slow_rl(house, 8)
     engine = next(p for p in scratch.processes(house) if "prefect.engine" in " ".join(p.info["cmdline"]))
-    scratch.kill(psutil.Process(worker))
+    process.kill()
+    scratch.kill(psutil.Process(service(house, "worker")["pid"]))
     scratch.kill(engine)
-    code, _, errors = ended(house, process)
-    assert code == 4 and "Prefect worker died" in errors
+    ended(house, process)
     assert newest_run(house)["state_type"] == "RUNNING"
     said = scratch.m1(house, "up", timeout=LONG).stdout
     assert "marked as crashed" in said

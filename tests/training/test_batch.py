@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
 from m1.errors import UsageError
 from m1.training.batch import full_batch, padded_batch
-from m1.training.data import Sample, TokenStream, sample_batches, shuffled
+from m1.training.data import Sample, TokenStream, even_batches, sample_batches, shuffled
 
 ids = st.lists(st.integers(1, 99), min_size=1, max_size=20)
 sequences = st.lists(
@@ -52,6 +52,15 @@ def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks:
     assert len({len(part) for part in batches}) == 1
     lengths = [int((~b.padding_mask).sum(1)[row]) for part in batches for b in part for row in range(2)]
     assert sorted(lengths) == sorted(len(sample.ids) - 1 for sample in samples)
+
+
+@given(size=st.integers(1, 20), micro=st.integers(1, 8), ranks=st.sampled_from([1, 2, 3]))
+def test_any_number_of_held_out_samples_gives_every_rank_the_same_number_of_batches(
+    size: int, micro: int, ranks: int
+) -> None:
+    samples = [Sample([1, 2, 3], 1)] * size
+    batches = [even_batches(samples, micro, rank, ranks) for rank in range(ranks)]
+    assert len({len(part) for part in batches}) == 1 and batches[0]
 
 
 @pytest.fixture
