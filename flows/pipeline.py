@@ -139,8 +139,8 @@ def _prepare(
     settings = planning.load_profile(profile, seed=seed, overrides=overrides)
     stages = planning.select(settings, start, stop, only)
     services.check_disk()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or services.mlflow_url()
-    if uri is None:
+    uri = _mlflow_address()
+    if not uri:
         raise ServiceError("no MLflow server is running", "Start it with `m1 up`.")
     tracker = Tracker.connect(uri)
     parent = None
@@ -156,6 +156,11 @@ def _prepare(
     url = tracker.url(tracker.client.get_run(mlflow_run))
     flow_runs.write_event(folder, {"event": "planned", "plan": table, "mlflow_url": url})
     return Run(settings, force, parent, tracker, mlflow_run, folder, {row.stage: row for row in rows})
+
+
+def _mlflow_address() -> str:
+    """Where MLflow is now; the worker's environment may be older than the server."""
+    return services.mlflow_url() or os.environ.get("MLFLOW_TRACKING_URI", "")
 
 
 # --- one stage ------------------------------------------------------------------------------------------------------
@@ -328,7 +333,7 @@ class _Watch:
         self.last_answer = dict.fromkeys(("prefect", "mlflow"), time.monotonic())
         self.urls = {
             "prefect": os.environ.get("PREFECT_API_URL", ""),
-            "mlflow": os.environ.get("MLFLOW_TRACKING_URI", ""),
+            "mlflow": _mlflow_address(),
         }
 
     def tick(self) -> None:

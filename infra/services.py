@@ -238,9 +238,12 @@ def free_port(usual: int) -> int:
 
 
 def _start_server(name: str) -> None:
+    before = ProcessRecord.read(pid_file(name))
     _stop(name)  # it may hang
+    # A restarted server keeps its address if it can: open browser tabs and links in old runs go on working.
+    usual = before.extra.get("port") if before else None
     if name == "prefect":
-        port = free_port(PREFECT_PORT)
+        port = free_port(usual or PREFECT_PORT)
         command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
         settings = {
             "PREFECT_API_URL": f"http://{HOST}:{port}/api",
@@ -250,7 +253,7 @@ def _start_server(name: str) -> None:
         }
         health = f"http://{HOST}:{port}/api/health"
     else:
-        port = free_port(MLFLOW_PORT)
+        port = free_port(usual or MLFLOW_PORT)
         store = paths.STATE / "mlflow"
         (store / "artifacts").mkdir(parents=True, exist_ok=True)
         command = ["-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]

@@ -58,8 +58,9 @@ def test_a_stage_runs_once_and_streams_its_lines(request_of: Any, monkeypatch: p
 
 def test_torchrun_gets_the_world_size_and_the_threads(request_of: Any, checkout: Path) -> None:
     (checkout / "stages" / "pretrain" / "__main__.py").write_text(
-        'import os\nprint("told", *(os.environ[k] for k in '
-        '("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")))\n'
+        "import os\n"
+        'told = [os.environ[k] for k in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")]\n'
+        "os.write(1, f\"told {' '.join(told)}\\n\".encode())  # one write: two ranks share the pipe\n"
     )
     request = request_of(**{"parallel.world_size": 2, "parallel.threads_per_rank": 3})
     lines: list[str] = []
