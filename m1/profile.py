@@ -210,6 +210,9 @@ class SftData(Section):
     """Worked answers from the task generators."""
 
     samples_per_task: int = Field(ge=1)
+    direct_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the samples whose think block is empty: the answer without reasoning"
+    )
     tasks: dict[str, TaskRange]
 
 
@@ -239,8 +242,23 @@ class Pretrain(Training):
     evaluate_every: int = Field(ge=1)
 
 
+class TextReplay(Section):
+    """Pretraining text among the answers, so that the language model is not forgotten over them.
+
+    Every sequence carries a pass key that is asked for several times: the skill that context extension lengthens.
+    """
+
+    every: int = Field(ge=1, description="steps from one replay to the next")
+    sequences: int = Field(ge=1)
+    sequence_length: int = Field(ge=16)
+    questions: int = Field(ge=1, description="how often a sequence asks for its pass key")
+    weight: float = Field(1.0, gt=0, description="loss weight of a token against 1 for an answer's")
+    question_weight: float = Field(1.0, gt=0, description="loss weight of a pass key, in the same measure")
+
+
 class Sft(Training):
     epochs: float = Field(gt=0)
+    text: TextReplay | None = Field(None, description="pretraining text replayed among the answers")
     evaluate_every: int = Field(ge=1)
 
 
@@ -258,10 +276,11 @@ class ContextExtension(Section):
     """Four stages, each at least doubling the length (MiniMax-M1 report §2.1)."""
 
     stages: list[ExtensionStage] = Field(min_length=1)
-    retrieval_fraction: float = Field(ge=0, le=1, description="share of the sequences that carry retrieval questions")
-    facts_per_sequence: int = Field(ge=1, description="facts hidden in such a sequence, all asked for at its end")
-    answer_weight: float = Field(1.0, ge=1, description="loss weight of an answer's tokens against 1 for plain text")
-    probes: int = Field(ge=1, description="sequences with one fact each that are asked after each stage")
+    questions_per_sequence: int = Field(ge=1, description="how often a sequence asks for its pass key")
+    answer_weight: float = Field(
+        1.0, ge=1, description="loss weight of an answer's token, retrieved or replayed, against 1 for plain text"
+    )
+    probes: int = Field(ge=1, description="sequences with one question each, asked after every stage")
     replay_samples: int = Field(0, ge=0, description="worked answers added to every step when SFT came before")
     learning_rate: LearningRate
     optimizer: Optimizer = Optimizer()
@@ -329,7 +348,6 @@ class Rl(Section):
     rewards: Rewards
     repetition: Repetition
     advance: WindowCriteria | None = None
-    #: Tasks and levels sampled; an empty mapping takes every task of the synthesised set.
     max_solve_rate: float | None = Field(
         None, gt=0, le=1, description="drop prompts the parent solves more often than this"
     )

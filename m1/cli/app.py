@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,11 +100,18 @@ def run_command(
 
 
 @app.command()
-def lineage(model: Annotated[str, typer.Argument(help="For example m1-tiny@sft.")]) -> None:
+def lineage(
+    model: Annotated[str, typer.Argument(help="For example m1-tiny@sft.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False,
+) -> None:
     """Print the tree from a model back to every data hash and commit."""
     from m1.tracking import lineage as tree
+    from m1.tracking import lineage_dict
 
-    _print(tree(_tracker(), model))
+    if as_json:
+        typer.echo(json.dumps(lineage_dict(_tracker(), model), indent=1))
+    else:
+        _print(tree(_tracker(), model))
 
 
 @app.command()

@@ -14,8 +14,8 @@ from m1.stage import StageContext
 from m1.training import parallel
 from m1.training.batch import Batch, full_batch
 from m1.training.data import TokenStream, share
+from m1.training.retrieval import Retrieval
 from m1.training.trainer import Trainer
-from stages.context_extension.retrieval import Retrieval
 
 POSITION_BINS = 16
 HELD_OUT_TOKENS = 65_536

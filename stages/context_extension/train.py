@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
-import torch
-
 from m1 import figures
 from m1.errors import M1Error
 from m1.profile import ContextExtension, ExtensionStage
 from m1.stage import StageContext, StageResult
 from m1.tokenizer import load_tokenizer
 from m1.training import checkpoint, loop, parallel
-from m1.training.batch import Batch, full_batch
+from m1.training.batch import Batch
 from m1.training.data import Sample, TokenStream, read_samples, sample_batches, share, shuffled
 from m1.training.figures import series, training_figures
+from m1.training.retrieval import Retrieval
 from m1.training.trainer import Trainer, language_model_loss
 from stages.context_extension import probe
-from stages.context_extension.retrieval import Retrieval
 
 
 def run(context: StageContext) -> StageResult:
@@ -99,7 +96,7 @@ def _batches(
     retrieval: Retrieval,
     replay: list[Sample],
 ) -> Callable[[int], list[Batch]]:
-    """step -> this rank's micro-batches: long real text, part of it with facts to retrieve, and replayed answers."""
+    """step -> this rank's micro-batches: long real text with facts to retrieve, and replayed answers."""
     stage: ExtensionStage = settings.stages[number]
     seed = context.profile.seed
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
@@ -108,25 +105,18 @@ def _batches(
     def batches(step: int) -> list[Batch]:
         first = step * stage.global_batch_size
         indices = share(list(range(first, first + stage.global_batch_size)), rank, ranks)
-        result = []
+        result: list[Batch] = []
         for start in range(0, len(indices), stage.micro_batch_size):
-            sequences, weights = [], []
-            for index in indices[start : start + stage.micro_batch_size]:
-                tokens, weight = stream.sequence(index), torch.ones(stage.sequence_length)
-                random = numpy.random.default_rng([seed, number, index])
-                if random.random() < settings.retrieval_fraction:
-                    question = retrieval.build(tokens, settings.facts_per_sequence, random)
-                    tokens = question.tokens
-                    weight[[position - 1 for position in question.answers]] = settings.answer_weight
-                sequences.append(tokens)
-                weights.append(weight)
-            batch = full_batch(torch.stack(sequences))
-            batch.loss_mask = torch.stack(weights)
-            result.append(batch)
+            mine = indices[start : start + stage.micro_batch_size]
+            result.append(
+                retrieval.batch(stream, mine, settings.questions_per_sequence, [seed, number], settings.answer_weight)
+            )
         if replay:
             count = settings.replay_samples
             chosen = [replay[shuffled(len(replay), seed + number, i)] for i in range(step * count, (step + 1) * count)]
-            result += sample_batches(chosen, count // ranks, rank, ranks)
+            for batch in sample_batches(chosen, count // ranks, rank, ranks):
+                batch.loss_mask *= settings.answer_weight
+                result.append(batch)
         return result
 
     return batches

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from m1.stage import StageContext, StageResult
-from m1.tokenizer import load_tokenizer
+from m1.tokenizer import Tokenizer, load_tokenizer
 from m1.training import loop, parallel
 from m1.training.batch import Batch
-from m1.training.data import even_batches, read_samples, sample_batches, shuffled
+from m1.training.data import TokenStream, even_batches, read_samples, sample_batches, share, shuffled
 from m1.training.figures import training_figures
+from m1.training.retrieval import Retrieval
 from m1.training.trainer import Trainer
 
 
@@ -30,9 +32,12 @@ def run(context: StageContext) -> StageResult:
     unseen = read_samples(context.data["sft-data"] / "heldout.jsonl", tokenizer, settings.sequence_length)
     size = settings.global_batch_size
 
+    replay = _text_replay(context, tokenizer)
+
     def batches(step: int) -> list[Batch]:
         chosen = [samples[shuffled(len(samples), profile.seed, i)] for i in range(step * size, (step + 1) * size)]
-        return sample_batches(chosen, settings.micro_batch_size, rank, ranks)
+        answers = sample_batches(chosen, settings.micro_batch_size, rank, ranks)
+        return answers + replay(step)
 
     held_out = even_batches(unseen, settings.micro_batch_size, rank, ranks)
     steps = max(1, math.ceil(settings.epochs * len(samples) / size))
@@ -57,3 +62,24 @@ def run(context: StageContext) -> StageResult:
     )
     parallel.shutdown()
     return result
+
+
+def _text_replay(context: StageContext, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
+    """step -> this rank's micro-batches of pretraining text, none on most steps."""
+    settings, seed = context.profile.sft.text, context.profile.seed
+    if settings is None:
+        return lambda step: []
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    stream = TokenStream(context.data["tokens"] / "train", settings.sequence_length, seed + 1)
+    retrieval = Retrieval(tokenizer)
+
+    def batches(step: int) -> list[Batch]:
+        if step % settings.every:
+            return []
+        first = step // settings.every * settings.sequences
+        mine = share(list(range(first, first + settings.sequences)), rank, ranks)
+        batch = retrieval.batch(stream, mine, settings.questions, [seed], settings.question_weight / settings.weight)
+        batch.loss_mask *= settings.weight
+        return [batch]
+
+    return batches

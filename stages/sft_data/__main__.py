@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from m1 import chat
 from m1.errors import UsageError
 from m1.profile import Profile
 from m1.stage import data_main
+from stages.synthesize.tasks import Problem
 from stages.synthesize.tasks.draw import check_tasks, draw, row, tally, write_rows
 
+EMPTY_THINK = chat.THINK_OPEN + chat.THINK_CLOSE
 #: Share of the samples on which the loss is only measured.
 HELDOUT_FRACTION = 0.02
 
@@ -30,9 +33,19 @@ def run(settings: Profile, output: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for split, per_task in counts.items():
         problems = draw(section.tasks, per_task, seed=settings.seed, purpose=f"sft-data/{split}", taken=taken)
-        write_rows(output / f"{split}.jsonl", [row(problem, with_response=True) for problem in problems])
-        summary[split] = {"rows": len(problems), "by_task_and_difficulty": tally(problems)}
+        rows = [_sample(problem, section.direct_fraction) for problem in problems]
+        write_rows(output / f"{split}.jsonl", rows)
+        direct = sum(row["response"].startswith(EMPTY_THINK) for row in rows)
+        summary[split] = {"rows": len(rows), "direct": direct, "by_task_and_difficulty": tally(problems)}
     return summary
+
+
+def _sample(problem: Problem, direct_fraction: float) -> dict[str, Any]:
+    """A problem with its response: worked, or for a share of the problems (fixed by their content) the bare answer."""
+    sample = row(problem, with_response=True)
+    if int(sample["id"], 16) / 16 ** len(sample["id"]) < direct_fraction:
+        sample["response"] = chat.render_response("", f" {sample['answer']}")
+    return sample
 
 
 if __name__ == "__main__":

@@ -76,6 +76,18 @@ def test_rows_splits_and_levels(root: Path) -> None:
     assert tasks_in_order != sorted(tasks_in_order)
 
 
+def test_a_share_of_the_samples_answers_directly(root: Path) -> None:
+    written: dict[float, list[dict[str, Any]]] = {}
+    for fraction in (0.0, 0.4):
+        settings = settings_of(**{"sft-data__direct_fraction": fraction})
+        written[fraction] = rows(make("sft-data", settings) / "train.jsonl")
+    direct = [r for r in written[0.4] if r["response"].startswith("<think></think><answer>")]
+    assert not any(r["response"].startswith("<think></think>") for r in written[0.0])
+    assert 0.3 < len(direct) / len(written[0.4]) < 0.5
+    changed = [new["id"] for old, new in zip(written[0.0], written[0.4], strict=True) if old != new]
+    assert changed == [r["id"] for r in direct], "the other samples are untouched"
+
+
 def test_same_seed_same_bytes_and_another_seed_differs(root: Path) -> None:
     def everything(settings: Profile) -> dict[str, bytes]:
         folders = make("sft-data", settings), make("synthesize", settings)
