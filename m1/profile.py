@@ -31,7 +31,7 @@ READS: dict[str, tuple[str, ...]] = {
     "sft-data": ("tokenizer",),
     "synthesize": ("tokenizer", "sft-data"),
     "pretrain": ("tokenizer", "tokens"),
-    "sft": ("tokenizer", "sft-data"),
+    "sft": ("tokenizer", "tokens", "sft-data"),
     "context-extension": ("tokenizer", "tokens", "sft-data"),
     "rl-40k": ("tokenizer", "synthesize"),
     "rl-80k": ("tokenizer", "synthesize"),

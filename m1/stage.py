@@ -56,7 +56,9 @@ STAGE_INFO: dict[str, StageInfo] = {
     "corpus": StageInfo("stages.corpus", ("stages/corpus",), ("corpus",)),
     "tokenizer": StageInfo("stages.tokenizer", ("stages/tokenizer", "m1/chat.py"), ("tokenizer", "model")),
     "tokens": StageInfo("stages.tokens", ("stages/tokens",), ("tokens",)),
-    "sft-data": StageInfo("stages.sft_data", ("stages/sft_data", "stages/synthesize/tasks"), ("sft-data",)),
+    "sft-data": StageInfo(
+        "stages.sft_data", ("stages/sft_data", "stages/synthesize/tasks", "m1/chat.py"), ("sft-data",)
+    ),
     "synthesize": StageInfo("stages.synthesize", ("stages/synthesize",), ("synthesize",)),
     "pretrain": StageInfo(
         "stages.pretrain", ("stages/pretrain", *_MODEL_CODE), ("pretrain", "model", "parallel"), True
