@@ -18,6 +18,8 @@ from m1.errors import ServiceError, StageFailed
 
 DEPLOYMENT = "m1/full"
 _POLL_SECONDS = 0.3
+#: Between two questions to the Prefect server. Each costs it some 10 ms of the cores that train.
+_STATE_SECONDS = 3.0
 _MEMORY_SECONDS = 2.0
 #: How long a flow run may take to end by itself once it has been told to.
 _STOP_PATIENCE = 50.0
@@ -103,7 +105,7 @@ def _wait(watched: Watched) -> tuple[str, str | None]:
     """Follow the run to its end; returns the type and message of its final state."""
     from prefect.client.orchestration import get_client
 
-    next_memory = next_state = 0.0
+    next_memory = next_look = next_state = 0.0
     unanswered: float | None = None
     with Display() as display, get_client(sync_client=True) as client:
         while True:
@@ -113,9 +115,11 @@ def _wait(watched: Watched) -> tuple[str, str | None]:
             if now >= next_memory:
                 watched.peak_memory = max(watched.peak_memory, _memory())
                 next_memory = now + _MEMORY_SECONDS
-            if now >= next_state:
-                next_state = now + 1.0
+            if now >= next_look:
+                next_look = now + 1.0
                 _check_processes(watched)
+            if now >= next_state:
+                next_state = now + _STATE_SECONDS
                 if not services.is_healthy("prefect", timeout=3):
                     unanswered = unanswered or now
                     if now - unanswered > services.PATIENCE:
