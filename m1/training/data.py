@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,7 @@ class TokenStream:
 
     def sequence(self, index: int) -> Tensor:
         """Sequence number `index` of the endless shuffled order, int64 (sequence_length + 1,)."""
-        epoch, within = divmod(index, self.num_sequences)
-        order = numpy.random.default_rng([self.seed, epoch]).permutation(self.num_sequences)
-        return self.in_order(int(order[within]))
+        return self.in_order(shuffled(self.num_sequences, self.seed, index))
 
     def in_order(self, index: int) -> Tensor:
         """Sequence number `index` in the order of the file."""
@@ -82,7 +81,13 @@ def read_samples(file: Path, tokenizer: Tokenizer, longest: int) -> list[Sample]
 def shuffled(count: int, seed: int, index: int) -> int:
     """Element number `index` of an endless order over `count` elements, reshuffled every epoch."""
     epoch, within = divmod(index, count)
-    return int(numpy.random.default_rng([seed, epoch]).permutation(count)[within])
+    return int(_order(count, seed, epoch)[within])
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> numpy.ndarray:
+    """Kept between calls: a batch asks for many places of one order, at an epoch's end of two."""
+    return numpy.random.default_rng([seed, epoch]).permutation(count)
 
 
 def share(items: list, rank: int, ranks: int) -> list:

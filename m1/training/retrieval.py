@@ -43,17 +43,25 @@ class Retrieval:
         ]
 
     def batch(
-        self, stream: TokenStream, indices: Sequence[int], questions: int, seed: Sequence[int], weight: float
+        self,
+        stream: TokenStream,
+        indices: Sequence[int],
+        questions: int,
+        seed: Sequence[int],
+        *,
+        answer_weight: float,
+        text_weight: float = 1.0,
     ) -> Batch:
-        """Micro-batch of the stream's sequences, each with a fact; an answer's token weighs `weight`, any other 1.
+        """Micro-batch of the stream's sequences, each with a fact; the weights are those of a token in the loss.
 
         Args:
             seed: with a sequence's index it fixes fact and places.
         """
         built = [self.build(stream.sequence(i), questions, numpy.random.default_rng([*seed, i])) for i in indices]
         batch = full_batch(torch.stack([question.tokens for question in built]))
+        batch.loss_mask.fill_(text_weight)
         for row, question in enumerate(built):
-            batch.loss_mask[row, [position - 1 for position in question.answers]] = weight
+            batch.loss_mask[row, [position - 1 for position in question.answers]] = answer_weight
         return batch
 
     def build(

@@ -108,9 +108,8 @@ def _batches(
         result: list[Batch] = []
         for start in range(0, len(indices), stage.micro_batch_size):
             mine = indices[start : start + stage.micro_batch_size]
-            result.append(
-                retrieval.batch(stream, mine, settings.questions_per_sequence, [seed, number], settings.answer_weight)
-            )
+            questions, weight = settings.questions_per_sequence, settings.answer_weight
+            result.append(retrieval.batch(stream, mine, questions, [seed, number], answer_weight=weight))
         if replay:
             count = settings.replay_samples
             chosen = [replay[shuffled(len(replay), seed + number, i)] for i in range(step * count, (step + 1) * count)]

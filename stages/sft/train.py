@@ -78,8 +78,7 @@ def _text_replay(context: StageContext, tokenizer: Tokenizer) -> Callable[[int],
             return []
         first = step // settings.every * settings.sequences
         mine = share(list(range(first, first + settings.sequences)), rank, ranks)
-        batch = retrieval.batch(stream, mine, settings.questions, [seed], settings.question_weight / settings.weight)
-        batch.loss_mask *= settings.weight
-        return [batch]
+        weights = {"answer_weight": settings.question_weight, "text_weight": settings.weight}
+        return [retrieval.batch(stream, mine, settings.questions, [seed], **weights)]
 
     return batches

@@ -35,7 +35,7 @@ def run(settings: Profile, output: Path) -> dict[str, Any]:
         problems = draw(section.tasks, per_task, seed=settings.seed, purpose=f"sft-data/{split}", taken=taken)
         rows = [_sample(problem, section.direct_fraction) for problem in problems]
         write_rows(output / f"{split}.jsonl", rows)
-        direct = sum(row["response"].startswith(EMPTY_THINK) for row in rows)
+        direct = sum(sample["response"].startswith(EMPTY_THINK) for sample in rows)
         summary[split] = {"rows": len(rows), "direct": direct, "by_task_and_difficulty": tally(problems)}
     return summary
 
