@@ -226,9 +226,9 @@ class Trainer:
         state = {**state, "rotary_base": self.model.rotary_base}
         return checkpoint.save(folder, self.model, self.optimizer, state)
 
-    def load(self, folder: Path, *, optimizer: bool = True) -> dict[str, Any]:
+    def load(self, folder: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
-        state = checkpoint.load(folder, self.model, self.optimizer if optimizer else None)
+        state = checkpoint.load(folder, self.model, self.optimizer if optimizer else None, verified=verified)
         self.model.set_rotary_base(state["rotary_base"])
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
