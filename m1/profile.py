@@ -126,6 +126,10 @@ class Parallel(Section):
         None, gt=0, description="an expert takes at most this many times its even share of a rank's micro-batch; "
         "tokens above it are dropped, the least probable first. By default none is"
     )  # fmt: skip
+    moe_aux_loss_counts: Literal["global", "running"] = Field(
+        "global", description="over what the auxiliary loss counts tokens. global: the global batch; where a rank has "
+        "several micro-batches, a forward pass without gradients counts first. running: its micro-batches so far"
+    )  # fmt: skip
     recompute: Literal["none", "full"] = Field(
         "none", description="full: keep only the input of every layer and compute the rest again backwards"
     )
@@ -277,6 +281,7 @@ class TextReplay(Section):
 
 class Sft(Training):
     epochs: float = Field(gt=0)
+    packed: bool = Field(False, description="samples of a micro-batch end to end in one row, instead of padded")
     text: TextReplay | None = Field(None, description="pretraining text replayed among the answers")
     evaluate_every: int = Field(ge=1)
 
@@ -491,6 +496,12 @@ class Profile(Section):
         if self.sft.text is not None:
             rules = layout.sequence_rules(self.parallel, self.sft.text.sequence_length)
             _refuse([f"sft.text: {rule}" for rule in rules])
+        shared = [("context-extension.replay_samples", self.context_extension.replay_samples)]
+        if self.sft.text is not None:
+            shared.append(("sft.text.sequences", self.sft.text.sequences))
+        for name, count in shared:
+            if count % replicas:
+                raise ValueError(f"{name}={count} is not a multiple of the data-parallel size {replicas}")
         for name, rl in (("rl-40k", self.rl_40k), ("rl-80k", self.rl_80k)):
             batch = rl.prompts_per_step * rl.group_size // rl.updates_per_step
             if batch % replicas or rl.prompts_per_step % replicas:
