@@ -113,8 +113,7 @@ class Saver:
 
     def _begin(self, state: dict[str, Any]) -> None:
         folder = checkpoint.step_folder(self.folder, state["step"])
-        model = self.trainer.model
-        self._writer.begin(folder, model, self.trainer.optimizer, {**state, "rotary_base": model.rotary_base})
+        self.trainer.begin_save(self._writer, folder, state)
 
     def _finished(self, folder: Path | None) -> None:
         if folder is not None:

@@ -63,7 +63,7 @@ def _extend(
     """Train one stage at its length and RoPE base, from the step that `state` says; a gradient explosion stops it."""
     settings: ContextExtension = context.section
     trainer, stage = saver.trainer, settings.stages[number]
-    trainer.model.set_rotary_base(stage.rotary_base)
+    trainer.set_rotary_base(stage.rotary_base)
     total = sum(s.train_steps for s in settings.stages)
     before = sum(s.train_steps for s in settings.stages[:number])
     for step in range(state["step"] - before, stage.train_steps):
