@@ -373,9 +373,7 @@ class Trainer:
 
     def load(self, folder: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
-        state = checkpoint.load(
-            folder, _Whole(self.chunks), self.optimizer if optimizer else None, verified=verified
-        )
+        state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None, verified=verified)
         self.set_rotary_base(state["rotary_base"])
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
