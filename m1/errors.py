@@ -45,18 +45,14 @@ class Interrupted(M1Error):
 
 
 class Checkpointed(Interrupted):
-    """A stage stopped on request (SIGTERM) after writing a checkpoint of that moment.
-
-    Args:
-        stage: its name.
-        step: last step that was done.
-        checkpoint: the complete checkpoint.
-    """
+    """A stage stopped on request (SIGTERM) after writing a checkpoint of that moment."""
 
     exit_code = 85
 
-    def __init__(self, stage: str, step: int, checkpoint: object) -> None:
-        super().__init__(
+    @classmethod
+    def after(cls, stage: str, step: int, checkpoint: object) -> Checkpointed:
+        """For the last `step` that was done and the folder of the complete checkpoint."""
+        return cls(
             f"stage {stage} was stopped by SIGTERM and has saved its state after step {step} in {checkpoint}",
             "Run the same command again: it goes on from there as if it had never stopped.",
         )

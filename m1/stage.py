@@ -278,7 +278,7 @@ def interruption(request: StageRequest, since: float = 0.0) -> Checkpointed | No
         return None
     if left["time"] < since:
         return None
-    return Checkpointed(request.stage, left["step"], Path(request.output) / left["checkpoint"])
+    return Checkpointed.after(request.stage, left["step"], Path(request.output) / left["checkpoint"])
 
 
 def checkpoint_of(run: Path) -> Path:

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed
 
@@ -77,7 +77,7 @@ class Saver:
         if self.stop.agreed():
             self.leave(state)
 
-    def leave(self, state: dict[str, Any]) -> None:
+    def leave(self, state: dict[str, Any]) -> NoReturn:
         """Save `state` and end the stage.
 
         Raises:
@@ -89,7 +89,7 @@ class Saver:
         self.stop.close()
         # torchrun sends SIGTERM to the ranks that are left when the first has ended; they end by themselves.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Checkpointed(self.context.stage, state["step"], folder)
+        raise Checkpointed.after(self.context.stage, state["step"], folder)
 
     def finish(self, state: dict[str, Any]) -> Path:
         """The stage's final checkpoint, complete; earlier ones are removed but for those that `keep_every` keeps."""

@@ -62,7 +62,7 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
 
 
 def names(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+    return sorted(path.name for path in (run / "checkpoints").glob("*"))
 
 
 def sigterm_at(*steps: int):
@@ -141,7 +141,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(run, tmp_path, caplog
     with pytest.raises(KeyboardInterrupt):
         run("damaged", killed_at(7), asynchronous=False)
     folder = tmp_path / "damaged" / "checkpoints"
-    next((folder / "step_00000006").glob("*.distcp")).unlink()
+    (folder / "step_00000006" / "__0_0.distcp").unlink()
     with pytest.raises(Checkpointed):
         run("damaged", sigterm_at(4), keep=1)
     assert "step_00000006 is damaged (__0_0.distcp is missing) and skipped" in caplog.text
@@ -186,13 +186,32 @@ def request_of(tmp_path: Path, name: str, **overrides) -> stage.StageRequest:
 
 def test_only_the_layout_of_a_continued_run_may_differ(tmp_path) -> None:
     stage.write_request(request_of(tmp_path, "first"))
-    two = request_of(tmp_path, "second", **{"parallel.world_size": 4, "checkpoints.keep": 3})
+    two = request_of(tmp_path, "second", **{"parallel.world_size": 1, "checkpoints.keep": 3})
     assert stage.resumed(two, tmp_path / "first").resume == str(tmp_path / "first")
-    other = request_of(tmp_path, "second", **{"model.num_layers": 4, "seed": 8, "pretrain.train_steps": 9})
+    other = request_of(tmp_path, "second", **{"model.moe_ffn_hidden_size": 64, "seed": 8, "pretrain.train_steps": 9})
     with pytest.raises(UsageError, match="differs from this run in pretrain, model, seed; only the parallel layout"):
         stage.resumed(other, tmp_path / "first")
     with pytest.raises(UsageError, match="is not a run folder"):
         stage.resumed(two, tmp_path / "nothing")
+
+
+def test_the_command_line_ends_with_the_stages_own_code(tmp_path) -> None:
+    """What `m1 run` knows of a stage is the flow's events and the run folder; an older interruption is not news."""
+    from m1.cli.run import Watched
+
+    request = request_of(tmp_path, "run")
+    stage.write_request(request)
+    events = [{"event": "planned"}, {"event": "stage running", "stage": "pretrain", "output": request.output}]
+    watched = Watched("id", tmp_path, time.time(), events=events)
+    assert watched.interruption() is None
+    folder = checkpoint.step_folder(Path(request.output) / "checkpoints", 7)
+    stage.StageContext(request).write_interruption(7, folder)
+    error = watched.interruption()
+    assert error is not None and error.exit_code == 85
+    assert f"stage pretrain was stopped by SIGTERM and has saved its state after step 7 in {folder}" in str(error)
+    assert Watched("id", tmp_path, time.time() + 1, events=events).interruption() is None
+    stage.write_request(request)
+    assert watched.interruption() is None, "the stage has been started again"
 
 
 def test_a_step_longer_than_the_deadline_ends_without_a_checkpoint() -> None:
