@@ -7,6 +7,7 @@ meant to change.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ MODEL = Model(
     num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=24, vocab_size=304, max_position_embeddings=256,
 )  # fmt: skip
 SEED = 7
-MICRO_BATCHES = 4
+MICRO_BATCHES = 2
 
 
 def micro_batches(step: int, packed: bool) -> list[Batch]:
@@ -46,27 +47,39 @@ def micro_batches(step: int, packed: bool) -> list[Batch]:
 SPANS = ((18, 50), (0, 61), (1, 5))
 
 
-def train(layout: Parallel, seed_checkpoint: Path | None, *, packed: bool = False, steps: int = STEPS) -> list[dict]:
+def train(
+    layout: Parallel,
+    checkpoint: Path | None,
+    *,
+    packed: bool = False,
+    steps: Sequence[int] = range(STEPS),
+    save: Path | None = None,
+) -> list[dict[str, float]]:
     """What every step reports, on this rank. Process groups must be those of the layout.
 
     Args:
-        seed_checkpoint: the weights to start from; None takes those of the seed.
+        checkpoint: what to start from; None takes the weights of the seed.
+        steps: where they begin above 0, the optimizer's state is loaded too.
+        save: where to put a checkpoint after the last step.
     """
     from m1.training import parallel
     from m1.training.trainer import Trainer, language_model_loss
 
     parallel.initialize(layout, 1)
     trainer = Trainer(
-        MODEL, layout, seed=SEED if seed_checkpoint is None else SEED + 1, optimizer=Optimizer(eps=1e-8),
+        MODEL, layout, seed=SEED if checkpoint is None else SEED + 1, optimizer=Optimizer(eps=1e-8),
         moe_aux_loss_coeff=0.01,
     )  # fmt: skip
-    if seed_checkpoint is not None:
-        trainer.load(seed_checkpoint, optimizer=False)
+    if checkpoint is not None:
+        trainer.load(checkpoint, optimizer=steps[0] > 0)
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
-    return [
-        trainer.step(micro_batches(step, packed)[rank::ranks], language_model_loss, 2e-3 * min(1, (step + 1) / 5))
-        for step in range(steps)
+    reports = [
+        trainer.step(micro_batches(step, packed)[rank::ranks], language_model_loss, 4e-3 * min(1, (step + 1) / 5))
+        for step in steps
     ]
+    if save is not None:
+        trainer.save(save, {"step": steps[-1] + 1})
+    return reports
 
 
 def column(reports: list[dict[str, Any]], name: str) -> list[float]:

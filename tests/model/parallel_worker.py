@@ -62,7 +62,9 @@ def run(job: dict[str, Any]) -> Any:
     layout = Parallel(world_size=dist.get_world_size(), **job["layout"])
     if job["kind"] == "gradients":
         return gradients(layout)
-    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"], steps=job["steps"])
+    save = Path(job["save"]) if "save" in job else None
+    steps = range(job.get("steps", layout_case.STEPS))
+    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"], steps=steps, save=save)
 
 
 def main() -> None:
