@@ -136,6 +136,8 @@ class Optimizer(Section):
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_grad: float = Field(1.0, gt=0)
+    #: Rate of the last norm's gain over that of all other weights.
+    final_norm_lr_mult: float = Field(1.0, gt=0)
 
 
 class LearningRate(Section):

@@ -67,7 +67,12 @@ class Trainer:
             DistributedDataParallelConfig,
             finalize_model_grads,
         )
-        from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+        from megatron.core.optimizer import (
+            OptimizerConfig,
+            ParamKey,
+            get_megatron_optimizer,
+            get_standard_config_overrides,
+        )
 
         self.model: HybridModel = build_model(
             model,
@@ -85,21 +90,22 @@ class Trainer:
             if ".experts." in name:
                 parameter.allreduce = False  # type: ignore[attr-defined]  # one optimizer layout with and without EP
         self.ddp = DistributedDataParallel(self.config, ddp_config, self.model)
+        settings = OptimizerConfig(
+            optimizer="adam",
+            lr=1.0,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_eps=optimizer.eps,
+            clip_grad=optimizer.clip_grad,
+            use_distributed_optimizer=True,
+            params_dtype=self.config.params_dtype,
+            bf16=self.config.bf16,
+        )
+        overrides = get_standard_config_overrides(settings)
+        overrides[ParamKey(name="*final_layernorm.weight")] = {"lr_mult": optimizer.final_norm_lr_mult}
         self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=1.0,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                use_distributed_optimizer=True,
-                params_dtype=self.config.params_dtype,
-                bf16=self.config.bf16,
-            ),
-            [self.ddp],
-            use_gloo_process_groups=False,
+            settings, [self.ddp], config_overrides=overrides, use_gloo_process_groups=False
         )
         for group in self.optimizer.param_groups:
             group["fused"] = True  # torch's AdamW then makes one pass over the memory instead of a dozen
