@@ -11,12 +11,12 @@ import difflib
 import itertools
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from m1 import paths
+from m1 import layout, paths
 from m1.errors import UsageError
 
 DATA_STAGES = ("corpus", "tokenizer", "tokens", "sft-data", "synthesize")
@@ -38,6 +38,12 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate": ("tokenizer", "synthesize"),
     "export": ("tokenizer", "tokens"),
 }
+
+
+def _refuse(broken: list[str]) -> None:
+    """Make validation fail with these rules, if there are any."""
+    if broken:
+        raise ValueError("; ".join(broken))
 
 
 class Section(BaseModel):
@@ -95,15 +101,38 @@ class Model(Section):
 
 
 class Parallel(Section):
-    """Parallel layout of the training stages; the data-parallel size is what remains of the world size."""
+    """Parallel layout of the training stages; the data-parallel size is what remains of the world size.
+
+    `m1.layout` has the rules; a tensor-parallel layout is sequence-parallel as well.
+    """
 
     world_size: int = Field(1, ge=1)
     threads_per_rank: int = Field(1, ge=1)
     tensor_model_parallel_size: int = Field(1, ge=1)
     pipeline_model_parallel_size: int = Field(1, ge=1)
+    virtual_pipeline_model_parallel_size: int = Field(
+        1, ge=1, description="parts of the model that a pipeline rank holds; above 1, the schedule is interleaved"
+    )
+    pipeline_layers: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="layers of each stage, pipeline x virtual pipeline many; by default equally many"
+    )
     context_parallel_size: int = Field(1, ge=1)
     expert_model_parallel_size: int = Field(1, ge=1)
     expert_tensor_parallel_size: int = Field(1, ge=1)
+    moe_token_dispatcher: Literal["alltoall", "allgather"] | None = Field(
+        None, description="how tokens reach experts; by default all-to-all where experts are apart, else all-gather"
+    )
+    moe_expert_capacity_factor: float | None = Field(
+        None, gt=0, description="an expert takes at most this many times its even share of a rank's micro-batch; "
+        "tokens above it are dropped, the least probable first. By default none is"
+    )  # fmt: skip
+    moe_aux_loss_counts: Literal["global", "running"] = Field(
+        "global", description="over what the auxiliary loss counts tokens. global: the global batch; where a rank has "
+        "several micro-batches, a forward pass without gradients counts first. running: its micro-batches so far"
+    )  # fmt: skip
+    recompute: Literal["none", "full"] = Field(
+        "none", description="full: keep only the input of every layer and compute the rest again backwards"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -112,19 +141,13 @@ class Parallel(Section):
             self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
         )
 
+    @property
+    def token_dispatcher(self) -> Literal["alltoall", "allgather"]:
+        return self.moe_token_dispatcher or ("alltoall" if self.expert_model_parallel_size > 1 else "allgather")
+
     @model_validator(mode="after")
     def _divides(self) -> Parallel:
-        dense = self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-        if self.world_size % dense:
-            raise ValueError(
-                f"world_size={self.world_size} is not a multiple of tensor x pipeline x context parallel = {dense}"
-            )
-        sparse = self.expert_tensor_parallel_size * self.expert_model_parallel_size * self.pipeline_model_parallel_size
-        if self.world_size % sparse:
-            raise ValueError(
-                f"world_size={self.world_size} is not a multiple of expert-tensor x expert x pipeline parallel = "
-                f"{sparse}"
-            )
+        _refuse(layout.world_size_rules(self))
         return self
 
 
@@ -260,6 +283,7 @@ class TextReplay(Section):
 
 class Sft(Training):
     epochs: float = Field(gt=0)
+    packed: bool = Field(False, description="samples of a micro-batch end to end in one row, instead of padded")
     text: TextReplay | None = Field(None, description="pretraining text replayed among the answers")
     evaluate_every: int = Field(ge=1)
 
@@ -466,36 +490,23 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _layout_is_possible(self) -> Profile:
-        tensor = self.parallel.tensor_model_parallel_size
-        if self.model.num_attention_heads % tensor:
-            raise ValueError(
-                f"parallel: num_attention_heads={self.model.num_attention_heads} is not a multiple of "
-                f"tensor_model_parallel_size={tensor}"
-            )
-        if self.model.num_query_groups % tensor:
-            raise ValueError(
-                f"parallel: num_query_groups={self.model.num_query_groups} is not a multiple of "
-                f"tensor_model_parallel_size={tensor}"
-            )
-        if self.model.num_layers % self.parallel.pipeline_model_parallel_size:
-            raise ValueError(
-                f"parallel: num_layers={self.model.num_layers} is not a multiple of "
-                f"pipeline_model_parallel_size={self.parallel.pipeline_model_parallel_size}"
-            )
-        if self.model.num_experts % self.parallel.expert_model_parallel_size:
-            raise ValueError(
-                f"parallel: num_experts={self.model.num_experts} is not a multiple of "
-                f"expert_model_parallel_size={self.parallel.expert_model_parallel_size}"
-            )
+        _refuse([f"parallel: {rule}" for rule in layout.broken_rules(self.model, self.parallel)])
         replicas = self.parallel.data_parallel_size
         batches = [("pretrain", self.pretrain), ("sft", self.sft)]
         batches += [(f"context-extension.stages[{i}]", s) for i, s in enumerate(self.context_extension.stages)]  # type: ignore[misc]
         for name, part in batches:
-            if part.global_batch_size % (part.micro_batch_size * replicas):
-                raise ValueError(
-                    f"{name}: global_batch_size={part.global_batch_size} is not a multiple of micro_batch_size="
-                    f"{part.micro_batch_size} x data-parallel size {replicas}"
-                )
+            rules = layout.sequence_rules(self.parallel, part.sequence_length)
+            rules += layout.batch_rules(self.parallel, part.global_batch_size, part.micro_batch_size)
+            _refuse([f"{name}: {rule}" for rule in rules])
+        if self.sft.text is not None:
+            rules = layout.sequence_rules(self.parallel, self.sft.text.sequence_length)
+            _refuse([f"sft.text: {rule}" for rule in rules])
+        shared = [("context-extension.replay_samples", self.context_extension.replay_samples)]
+        if self.sft.text is not None:
+            shared.append(("sft.text.sequences", self.sft.text.sequences))
+        for name, count in shared:
+            if count % replicas:
+                raise ValueError(f"{name}={count} is not a multiple of the data-parallel size {replicas}")
         for name, rl in (("rl-40k", self.rl_40k), ("rl-80k", self.rl_80k)):
             batch = rl.prompts_per_step * rl.group_size // rl.updates_per_step
             if batch % replicas or rl.prompts_per_step % replicas:

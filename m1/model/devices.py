@@ -59,7 +59,7 @@ def _import_megatron() -> None:
     """Import Megatron-core and supply what it leaves undefined without Transformer Engine."""
     import megatron.core.models.gpt  # noqa: F401  (pulls in every decorated function)
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from megatron.core.tensor_parallel import random
+    from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     if not hasattr(moe_utils, "te_general_gemm"):
@@ -68,6 +68,7 @@ def _import_megatron() -> None:
     if not has_gpu():
         random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
         _host_split_sizes(token_dispatcher)
+        _uneven_parts(mappings)
 
 
 def _to_cpu(device: Any) -> Any:
@@ -215,6 +216,28 @@ def _host_split_sizes(token_dispatcher: Any) -> None:
         return original(tensor, as_numpy, record_stream)
 
     token_dispatcher.maybe_move_tensor_to_cpu = to_host
+
+
+def _uneven_parts(mappings: Any) -> None:
+    """gloo gathers and scatters equal parts only; unequal ones are padded to the largest and cut again."""
+    gather, scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def padded(part: torch.Tensor, rows: int) -> torch.Tensor:
+        return torch.cat((part, part.new_zeros(rows - len(part), *part.shape[1:])))
+
+    def gather_parts(part: Any, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if sizes is None or group.size() == 1:
+            return gather(part, group, sizes, use_global_buffer)
+        whole = gather(padded(part, max(sizes)), group)
+        return torch.cat([x[:size] for x, size in zip(whole.split(max(sizes)), sizes, strict=True)])
+
+    def scatter_parts(whole: Any, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if sizes is None or group.size() == 1:
+            return scatter(whole, group, sizes, use_global_buffer)
+        rows = torch.cat([padded(x, max(sizes)) for x in whole.split(sizes)])
+        return scatter(rows, group)[: sizes[group.rank()]]
+
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_parts, scatter_parts
 
 
 def _keep_step_counter(distributed_optimizer: Any) -> None:

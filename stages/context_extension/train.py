@@ -63,7 +63,7 @@ def _extend(
 ) -> None:
     """Train one stage at its length and RoPE base; a gradient explosion stops it."""
     stage = settings.stages[number]
-    trainer.model.set_rotary_base(stage.rotary_base)
+    trainer.set_rotary_base(stage.rotary_base)
     total = sum(s.train_steps for s in settings.stages)
     for step in range(stage.train_steps):
         metrics = trainer.step(batches(step), language_model_loss, settings.learning_rate.at(state["step"], total))
