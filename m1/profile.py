@@ -159,7 +159,8 @@ class Optimizer(Section):
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_grad: float = Field(1.0, gt=0)
-    #: Rate of the last norm's gain over that of all other weights.
+    #: Rate of the last norm's gain over that of all other weights. The gain scales the logits: it is the policy's
+    #: inverse temperature. A matrix's entry is of order 1/sqrt(width), a gain of order 1 (see muP, arXiv 2203.03466).
     final_norm_lr_mult: float = Field(1.0, gt=0)
 
 
