@@ -313,6 +313,9 @@ class ContextExtension(Section):
     optimizer: Optimizer = Optimizer()
     moe_aux_loss_coeff: float = Field(0.0, ge=0)
     log_every: int = Field(5, ge=1)
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints within a stage; after each stage there is one in any case"
+    )
     max_gradient_norm: float = Field(gt=0, description="a norm above this stops the stage: the recipe's known failure")
 
     @model_validator(mode="after")
@@ -419,6 +422,21 @@ class Export(Section):
     tolerance: float = Field(gt=0, description="largest allowed absolute difference of the log-probabilities")
 
 
+class Checkpoints(Section):
+    """How the training stages keep their checkpoints; `checkpoint_every` of a stage says when it makes one."""
+
+    keep: int = Field(
+        2, ge=1, description="newest complete checkpoints kept while a stage trains; at its end, the last"
+    )
+    keep_every: int | None = Field(
+        None, ge=1, description="those of steps that are multiples of this are kept for good"
+    )
+    asynchronous: bool = Field(True, description="written beside the training, where the platform can (Linux)")
+    stop_seconds: float = Field(
+        15.0, ge=1, description="from SIGTERM to the end of the stage: long enough for one step and one checkpoint"
+    )
+
+
 class FlowSettings(Section):
     """How the flow treats a stage that fails."""
 
@@ -441,6 +459,7 @@ class Profile(Section):
     seed: int = Field(ge=0)
     order: list[Literal[STAGES]]  # type: ignore[valid-type]
     flow: FlowSettings = FlowSettings()
+    checkpoints: Checkpoints = Checkpoints()
     model: Model
     parallel: Parallel
     corpus: Corpus

@@ -369,12 +369,18 @@ class Trainer:
 
     def save(self, folder: Path, state: dict[str, Any]) -> Path:
         """Write a complete checkpoint (model, optimizer, `state` as JSON values) to `folder`, atomically."""
-        state = {**state, "rotary_base": self.model.rotary_base}
-        return checkpoint.save(folder, _Whole(self.chunks), self.optimizer, state)
+        writer = checkpoint.Writer()
+        self.begin_save(writer, folder, state)
+        writer.wait()
+        return folder
 
-    def load(self, folder: Path, *, optimizer: bool = True) -> dict[str, Any]:
+    def begin_save(self, writer: checkpoint.Writer, folder: Path, state: dict[str, Any]) -> None:
+        """As `save`, complete once the writer has finished; the training may go on."""
+        writer.begin(folder, _Whole(self.chunks), self.optimizer, {**state, "rotary_base": self.model.rotary_base})
+
+    def load(self, folder: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
-        state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None)
+        state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None, verified=verified)
         self.set_rotary_base(state["rotary_base"])
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
@@ -386,6 +392,7 @@ class _Whole:
 
     def __init__(self, chunks: list[HybridModel]) -> None:
         self.chunks = chunks
+        self.settings = chunks[0].settings
 
     def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
         if len(self.chunks) == 1:
