@@ -414,7 +414,10 @@ def resumed(request: StageRequest, run: Path) -> StageRequest:
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--resume {run} is not a run folder ({error})", "Name one below runs/.") from error
     names = [name for name in STAGE_INFO[request.stage].sections if name != "parallel"]
-    facts = [("stage", request.stage, other.stage), ("data", request.data_digests, other.data_digests)]
+    facts: list[tuple[str, Any, Any]] = [
+        ("stage", request.stage, other.stage),
+        ("data", request.data_digests, other.data_digests),
+    ]
     facts += [("upstream run", request.history, other.history)]
     facts += [(name, request.profile[name], other.profile.get(name)) for name in [*names, "seed"]]
     different = [name for name, ours, theirs in facts if ours != theirs]
