@@ -85,7 +85,12 @@ class Trainer:
     ) -> None:
         from megatron.core import parallel_state
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-        from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+        from megatron.core.optimizer import (
+            OptimizerConfig,
+            ParamKey,
+            get_megatron_optimizer,
+            get_standard_config_overrides,
+        )
 
         count = parallel.virtual_pipeline_model_parallel_size
         self.chunks: list[HybridModel] = [
@@ -111,21 +116,23 @@ class Trainer:
         for chunk in self.chunks:
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             self.ddps.append(DistributedDataParallel(chunk.config, ddp_config, chunk))
+        settings = OptimizerConfig(
+            optimizer="adam",
+            lr=1.0,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_eps=optimizer.eps,
+            clip_grad=optimizer.clip_grad,
+            use_distributed_optimizer=True,
+            params_dtype=self.config.params_dtype,
+            bf16=self.config.bf16,
+        )
+        overrides = get_standard_config_overrides(settings)
+        if optimizer.final_norm_lr_mult != 1.0:
+            overrides[ParamKey(name="*final_layernorm.weight")] = {"lr_mult": optimizer.final_norm_lr_mult}
         self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=1.0,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                use_distributed_optimizer=True,
-                params_dtype=self.config.params_dtype,
-                bf16=self.config.bf16,
-            ),
-            self.ddps,
-            use_gloo_process_groups=False,
+            settings, self.ddps, config_overrides=overrides, use_gloo_process_groups=False
         )
         for group in self.optimizer.param_groups:
             group["fused"] = True  # torch's AdamW then makes one pass over the memory instead of a dozen
@@ -362,12 +369,18 @@ class Trainer:
 
     def save(self, folder: Path, state: dict[str, Any]) -> Path:
         """Write a complete checkpoint (model, optimizer, `state` as JSON values) to `folder`, atomically."""
-        state = {**state, "rotary_base": self.model.rotary_base}
-        return checkpoint.save(folder, _Whole(self.chunks), self.optimizer, state)
+        writer = checkpoint.Writer()
+        self.begin_save(writer, folder, state)
+        writer.wait()
+        return folder
 
-    def load(self, folder: Path, *, optimizer: bool = True) -> dict[str, Any]:
+    def begin_save(self, writer: checkpoint.Writer, folder: Path, state: dict[str, Any]) -> None:
+        """As `save`, complete once the writer has finished; the training may go on."""
+        writer.begin(folder, _Whole(self.chunks), self.optimizer, {**state, "rotary_base": self.model.rotary_base})
+
+    def load(self, folder: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
-        state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None)
+        state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None, verified=verified)
         self.set_rotary_base(state["rotary_base"])
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
@@ -379,6 +392,7 @@ class _Whole:
 
     def __init__(self, chunks: list[HybridModel]) -> None:
         self.chunks = chunks
+        self.settings = chunks[0].settings
 
     def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
         if len(self.chunks) == 1:
