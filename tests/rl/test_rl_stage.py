@@ -17,6 +17,7 @@ from m1.profile import TaskRange
 
 PARENT_STAGE = "context-extension"
 OVERRIDES = {
+    "checkpoints.stop_seconds": 600.0,
     "parallel.world_size": 1,
     "model.num_layers": 4,
     "model.softmax_every": 4,

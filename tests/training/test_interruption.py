@@ -25,6 +25,7 @@ SETTINGS = {
     "pretrain.train_steps": 60,
     "pretrain.evaluate_every": 30,
     "pretrain.checkpoint_every": 5,
+    "checkpoints.stop_seconds": 300.0,
 }
 
 

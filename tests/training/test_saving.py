@@ -38,7 +38,8 @@ def run(make_trainer, micro_batches, tmp_path):
     from m1.training import loop
 
     def run(name: str, during=lambda step: None, resume: str | None = None, **settings) -> Path:
-        overrides = {f"checkpoints.{key}": value for key, value in settings.items()}
+        # On a busy machine the deadline must not end this process.
+        overrides = {f"checkpoints.{key}": value for key, value in {"stop_seconds": 600.0, **settings}.items()}
         values = profile.load("smoke", overrides={"parallel.world_size": 1, **overrides}).to_dict()
         output = str(tmp_path / name)
         context = stage.StageContext(stage.StageRequest("pretrain", values, "f" * 64, output, {}, {}, resume=resume))
