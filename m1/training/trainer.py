@@ -112,7 +112,7 @@ class Trainer:
         for name, parameter in (named for chunk in self.chunks for named in chunk.named_parameters()):
             if ".experts." in name:
                 parameter.allreduce = False  # type: ignore[attr-defined]  # one optimizer layout with and without EP
-        self.ddps = []
+        self.ddps: list[Any] = []
         for chunk in self.chunks:
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             self.ddps.append(DistributedDataParallel(chunk.config, ddp_config, chunk))

@@ -86,6 +86,7 @@ def _extend(
                     "train/loss": metrics["loss"],
                     "train/grad_norm": norm,
                     "train/sequence_length": stage.sequence_length,
+                    **{f"train/{name}": value for name, value in metrics.items() if name.startswith("moe_")},
                     **{f"layers/grad_norm_{layer:02d}": value for layer, value in layers.items()},
                 },
             )

@@ -7,7 +7,6 @@ meant to change.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +46,11 @@ def micro_batches(step: int, packed: bool) -> list[Batch]:
 SPANS = ((18, 50), (0, 61), (1, 5))
 
 
-def train(
-    layout: Parallel,
-    checkpoint: Path | None,
-    *,
-    packed: bool = False,
-    steps: Sequence[int] = range(STEPS),
-    save: Path | None = None,
-) -> list[dict[str, float]]:
+def train(layout: Parallel, checkpoint: Path | None, *, packed: bool = False) -> list[dict[str, float]]:
     """What every step reports, on this rank. Process groups must be those of the layout.
 
     Args:
-        checkpoint: what to start from; None takes the weights of the seed.
-        steps: where they begin above 0, the optimizer's state is loaded too.
-        save: where to put a checkpoint after the last step.
+        checkpoint: whose weights to start from; None takes those of the seed.
     """
     from m1.training import parallel
     from m1.training.trainer import Trainer, language_model_loss
@@ -71,15 +61,12 @@ def train(
         moe_aux_loss_coeff=0.01,
     )  # fmt: skip
     if checkpoint is not None:
-        trainer.load(checkpoint, optimizer=steps[0] > 0)
+        trainer.load(checkpoint, optimizer=False)
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
-    reports = [
+    return [
         trainer.step(micro_batches(step, packed)[rank::ranks], language_model_loss, 4e-3 * min(1, (step + 1) / 5))
-        for step in steps
+        for step in range(STEPS)
     ]
-    if save is not None:
-        trainer.save(save, {"step": steps[-1] + 1})
-    return reports
 
 
 def column(reports: list[dict[str, Any]], name: str) -> list[float]:

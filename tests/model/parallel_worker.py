@@ -1,4 +1,4 @@
-"""Run under torchrun by test_layouts: jobs at several layouts, one after another in the same processes.
+"""Run under torchrun by test_parallel_losses: jobs at several layouts, one after another in the same processes.
 
 usage: parallel_worker.py JOBS FOLDER   where JOBS is a JSON file: a list of {"name", "kind", "layout", ...}, and every
 result goes to FOLDER/NAME.pt
@@ -62,9 +62,7 @@ def run(job: dict[str, Any]) -> Any:
     layout = Parallel(world_size=dist.get_world_size(), **job["layout"])
     if job["kind"] == "gradients":
         return gradients(layout)
-    save = Path(job["save"]) if "save" in job else None
-    steps = range(job.get("steps", layout_case.STEPS))
-    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"], steps=steps, save=save)
+    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"])
 
 
 def main() -> None:

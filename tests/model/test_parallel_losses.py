@@ -20,8 +20,6 @@ from m1.profile import Optimizer, Parallel
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 GOLDEN = json.loads(layout_case.GOLDEN.read_text())
-#: Steps before a checkpoint from which another layout goes on.
-HALF = 5
 #: Relative difference of losses that is still the same curve, in float32.
 SAME = 1e-5
 
@@ -99,17 +97,9 @@ def alone(seed_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Where a checkpoint of the interleaved pipeline after HALF steps is put."""
-    return tmp_path_factory.mktemp("saved") / f"step_{HALF:08d}"
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, seed_checkpoint, saved):
+def two(tmp_path_factory, seed_checkpoint):
     cut = [{"name": name, "kind": "gradients", "layout": sizes} for name, sizes in CUT.items()]
-    (half,) = training(seed_checkpoint, {"half": TWO_RANKS["pp2-interleaved-uneven"]})
-    half |= {"steps": HALF, "save": str(saved)}
-    return launch(tmp_path_factory.mktemp("two") / "jobs", 2, [*cut, half, *training(seed_checkpoint, TWO_RANKS)])
+    return launch(tmp_path_factory.mktemp("two") / "jobs", 2, cut + training(seed_checkpoint, TWO_RANKS))
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +156,6 @@ def test_two_ranks_give_the_golden_losses(two, name):
 @pytest.mark.parametrize("name", FOUR_RANKS)
 def test_four_ranks_give_the_golden_losses(four, name):
     assert_same_training(name, four[name])
-
-
-def test_one_rank_goes_on_from_a_checkpoint_of_several_stages_a_rank(two, saved):
-    """Weights and optimizer states of all parts of the model come back where they belong."""
-    assert len(two["half"]) == HALF
-    reports = layout_case.train(Parallel(), saved, steps=range(HALF, HALF + 3))
-    assert column(reports, "loss") == pytest.approx(GOLDEN["loss"][HALF : HALF + 3], rel=SAME)
-    assert column(reports, "grad_norm") == pytest.approx(GOLDEN["grad_norm"][HALF : HALF + 3], rel=10 * SAME)
 
 
 @pytest.mark.parametrize("name", [*TWO_RANKS, *FOUR_RANKS])
