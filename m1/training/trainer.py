@@ -49,6 +49,9 @@ class Trainer:
 
     Gradients are summed over all micro-batches of all data-parallel ranks and divided by the total number of tokens
     that count (token-level normalisation), then clipped by their global norm.
+
+    Attributes:
+        tokens_seen: input tokens of all steps on all ranks, without padding; kept in checkpoints.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Trainer:
             [self.ddp],
             use_gloo_process_groups=False,
         )
+        self.tokens_seen = 0.0
         for group in self.optimizer.param_groups:
             group["fused"] = True  # torch's AdamW then makes one pass over the memory instead of a dozen
 
@@ -110,8 +114,8 @@ class Trainer:
         """One optimizer step on this rank's micro-batches (every rank passes the same number of them).
 
         Returns:
-            The loss function's sums divided by the global number of tokens, "grad_norm", "tokens" (global), and
-            "moe_aux_loss" where the coefficient is above zero.
+            The loss function's sums divided by the global number of tokens, "grad_norm", "tokens" (global),
+            "tokens_seen", and "moe_aux_loss" where the coefficient is above zero.
 
         Raises:
             NonFiniteGradient: the gradient norm is not finite; weights and optimizer state are as before.
@@ -129,8 +133,9 @@ class Trainer:
                 "Lower the learning rate or the gradient clip, and rerun: it continues from the last checkpoint.",
             )
         self.optimizer.step()
+        self.tokens_seen += sums.pop("inputs", 0.0)
         metrics = _per_token(sums)
-        metrics["grad_norm"] = norm
+        metrics |= {"grad_norm": norm, "tokens_seen": self.tokens_seen}
         if self.config.moe_aux_loss_coeff:
             metrics["moe_aux_loss"] = self._moe_aux_loss(len(micro_batches))
         return metrics
@@ -153,7 +158,7 @@ class Trainer:
     def _forward_backward(
         self, micro_batches: list[Batch], loss_function: LossFunction, *, forward_only: bool
     ) -> dict[str, float]:
-        """Run Megatron's schedule; returns sums over micro-batches and ranks, with the key "tokens"."""
+        """Run Megatron's schedule; returns sums over micro-batches and ranks, with the keys "tokens" and "inputs"."""
         from megatron.core import parallel_state
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -163,7 +168,8 @@ class Trainer:
 
             def reduce(logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 loss, tokens, sums = loss_function(token_logprobs(logits, batch.labels), batch)
-                return loss, tokens.detach().to(torch.int), {**sums, "tokens": tokens.detach()}
+                inputs = (~batch.padding_mask).sum()
+                return loss, tokens.detach().to(torch.int), {**sums, "tokens": tokens.detach(), "inputs": inputs}
 
             return logits, reduce
 
@@ -223,13 +229,14 @@ class Trainer:
 
     def save(self, folder: Path, state: dict[str, Any]) -> Path:
         """Write a complete checkpoint (model, optimizer, `state` as JSON values) to `folder`, atomically."""
-        state = {**state, "rotary_base": self.model.rotary_base}
+        state = {**state, "rotary_base": self.model.rotary_base, "tokens_seen": self.tokens_seen}
         return checkpoint.save(folder, self.model, self.optimizer, state)
 
     def load(self, folder: Path, *, optimizer: bool = True) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
         state = checkpoint.load(folder, self.model, self.optimizer if optimizer else None)
         self.model.set_rotary_base(state["rotary_base"])
+        self.tokens_seen = state.get("tokens_seen", 0.0) if optimizer else 0.0
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
         return state
@@ -240,5 +247,5 @@ def _positions(tokens: Tensor) -> Tensor:
 
 
 def _per_token(sums: dict[str, float]) -> dict[str, float]:
-    tokens = sums.pop("tokens", 0.0)
+    tokens, _ = sums.pop("tokens", 0.0), sums.pop("inputs", 0.0)
     return {**{name: value / max(tokens, 1.0) for name, value in sums.items()}, "tokens": tokens}

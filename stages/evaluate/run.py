@@ -46,6 +46,8 @@ def run(context: StageContext) -> StageResult:
         values = {f"pass@1/{stage}/{task}": entry.value for task, entry in table[stage].items()}
         lengths = [len(rollout.tokens) for item in answered for rollout in item.rollouts]
         values[f"response_length/{stage}"] = sum(lengths) / len(lengths)
+        asked = sum(len(prompt.tokens) for prompt in prompts) * section.samples_per_prompt
+        values["evaluate/tokens"] = float(sum(lengths) + asked)
         context.log_metrics(number, values)
         if context.rank == 0:
             write_samples(context.output / "samples" / f"{stage}.jsonl", answered)
