@@ -202,30 +202,30 @@ def layer_activations(model: Model, parallel: Parallel, load: Load, *, softmax: 
     """Bytes that one layer keeps for its backward pass of one micro-batch, by what they are.
 
     With T = b s / c tokens on the tensor-parallel group, sequence parallelism leaves T/t of them to a rank in norms,
-    router and residual. The norms read float32. With routing in balance a rank's experts see N = f k T/t tokens.
+    router and residual. The norms work in float32 and keep their input and the input times 1/rms. With routing in
+    balance a rank's experts see N = f k T/t tokens.
     """
     q = 2 if parallel.precision == "bf16" else 4
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     tokens = load.micro_batch_size * load.sequence_length / context
     hidden, mine = model.hidden_size, tokens / tensor
     inner = tokens * model.num_attention_heads * model.head_dim / tensor  # T W / t
-    kept = {"norm inputs, float32": 2 * 4 * mine * hidden, "norm outputs": 2 * q * mine * hidden}
+    kept = {"inside two norms, float32": 2 * 8 * mine * hidden, "norm outputs": 2 * q * mine * hidden}
     if softmax:
         # Keys and values are repeated for every query head, and gathered from the context-parallel ranks.
         kept["queries, keys, values"] = q * inner * (1 + 2 * context)
-        kept["attention output"] = 2 * q * inner
+        kept["attention output"] = q * inner
         kept["log-sum-exp"] = 4 * inner / model.head_dim
     else:
         kept["queries, keys, values"] = 3 * q * inner
         kept["projection before SiLU"] = 3 * q * inner
-        # Split over ranks, the norm keeps its input and the input times 1/rms.
-        kept["norm over heads, float32"] = 4 * inner * (1 if tensor == 1 else 2)
+        kept["inside the norm over heads, float32"] = 8 * inner
         kept["norm output, gate, gated"] = 3 * q * inner
     routed = mine * model.moe_router_topk * parallel.expert_tensor_parallel_size
     width = model.moe_ffn_hidden_size / parallel.expert_tensor_parallel_size
     kept["tokens sent to experts"] = q * routed * hidden
-    # Gate and up, SiLU of the gate, their product, and that times the router's probability.
-    kept["inside the experts"] = 5 * q * routed * width
+    # Gate and up together, up by itself, SiLU of the gate, their product, and that times the router's probability.
+    kept["inside the experts"] = 6 * q * routed * width
     kept["routing"] = mine * model.num_experts * 13 + routed * 16
     return kept
 
