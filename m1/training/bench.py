@@ -139,7 +139,7 @@ class Side:
             line = worker.stdout.readline()
             if not line:
                 raise StageFailed(
-                    f"bench train: rank {rank} of {self.task.side} ({self.way}) ended with code {worker.wait()}",
+                    f"bench train: rank {rank} of {self.task.side} ended with code {worker.wait()}",
                     "Its last lines are above; mend that and start again.",
                 )
             answers.append(json.loads(line))

@@ -61,11 +61,14 @@ class Clock:
     def watch(self, module: nn.Module, part: str) -> list[Any]:
         """Count forward and backward pass of a module as `part`; returns the hooks' handles.
 
-        The backward pass of a module begins with the gradient of its output and ends when that of its input is whole.
+        The backward pass of a module begins with the gradient of its output and ends when that of its input is whole;
+        without an input that has a gradient (the embedding) only the forward pass is counted.
         """
+        ends = [False]
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
+            ends[0] = given is not None and given.grad_fn is not None
             if given is not None and given.grad_fn is not None:
                 given.register_hook(lambda grad: self.stop(part))
             self.start(part)
@@ -73,7 +76,7 @@ class Clock:
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.stop(part)
             result = output[0] if isinstance(output, tuple) else output
-            if isinstance(result, Tensor) and result.requires_grad:
+            if ends[0] and isinstance(result, Tensor) and result.requires_grad:
                 result.register_hook(lambda grad: self.start(part))
 
         return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
