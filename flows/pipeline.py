@@ -29,7 +29,7 @@ from prefect.states import Completed, Failed
 from flows import plan as planning
 from infra import dvc, flow_runs, launch, services
 from m1 import paths
-from m1.errors import M1Error, ServiceError
+from m1.errors import Checkpointed, Interrupted, M1Error, ServiceError
 from m1.profile import DATA_STAGES, TRAINING_STAGES, Profile
 from m1.stage import StageRequest, StageResult, load_result, resolve
 from m1.tracking import Tracker
@@ -37,6 +37,8 @@ from m1.tracking import Tracker
 #: Seconds without an answer after which a server counts as gone when its process is gone, too.
 _DEAD_PATIENCE = 5.0
 _PROGRESS_SECONDS = 5.0
+#: How a stage ends that a signal stopped.
+_BY_SIGNAL = (launch.StageKilled, Checkpointed)
 
 
 @dataclass
@@ -179,8 +181,7 @@ def _stage_task(stage: str, settings: Profile) -> Any:
 
 def _was_killed(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Only a stage that a signal ended is worth another try: any other failure would happen again."""
-    result = state.result(raise_on_failure=False)
-    return isinstance(result, launch.StageKilled)
+    return isinstance(state.result(raise_on_failure=False), _BY_SIGNAL)
 
 
 @task(persist_result=False, cache_policy=NO_CACHE)
@@ -191,7 +192,7 @@ def _run_one(run: Run, stage: str) -> Any:
         row = _data_stage(run, stage) if stage in DATA_STAGES else _run_stage(run, stage)
     except M1Error as error:
         last = _attempt() >= run.settings.flow.retries
-        retried = isinstance(error, launch.StageKilled) and not last
+        retried = isinstance(error, _BY_SIGNAL) and not last
         if retried:
             run.event(event="stage killed", stage=stage, message=str(error))
             raise
@@ -305,7 +306,7 @@ def _tracked(tracked: Any) -> Iterator[None]:
     except BaseException as error:
         message = str(error) if isinstance(error, M1Error) else f"stopped by {type(error).__name__}"
         with contextlib.suppress(Exception):
-            tracked.fail(message, killed=not isinstance(error, M1Error))
+            tracked.fail(message, killed=not isinstance(error, M1Error) or isinstance(error, Interrupted))
         raise
 
 

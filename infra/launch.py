@@ -28,10 +28,12 @@ from infra.process import lock_file
 from m1 import paths
 from m1.errors import Interrupted, ServiceError, StageFailed
 from m1.profile import Profile
-from m1.stage import STAGE_INFO, StageRequest, StageResult, load_result, write_request
+from m1.stage import STAGE_INFO, StageRequest, StageResult, interruption, load_result, write_request
 
-#: Seconds between SIGTERM and SIGKILL.
+#: Seconds between SIGTERM and SIGKILL; more where the profile gives a stage more time for its checkpoint.
 GRACE_SECONDS = 20.0
+#: From the end of the time for the checkpoint to SIGKILL.
+_MARGIN_SECONDS = 5.0
 _TICK_SECONDS = 1.0
 _MEND = "Rerun it: a stage continues from its last complete checkpoint."
 #: torchrun's own report of a rank that a signal ended.
@@ -88,23 +90,31 @@ def run_stage(
         StageFailed: it ended without a result; `StageKilled` if a signal ended it.
         ServiceError: another process is writing the same run folder.
         Interrupted: SIGTERM reached this process, and nobody else handles that signal.
+        Checkpointed: SIGTERM reached the stage, which has saved its state.
     """
     name = f"stage {request.stage}"
+    grace = grace_seconds(request.load_profile())
     with _lease(f"{request.stage}-{request.fingerprint[:16]}", name) as lock:
         finished = load_result(Path(request.output))
         if finished is not None and finished.fingerprint == request.fingerprint and not force:
             return finished
         path = write_request(request, force=force)
         log = path.with_name("log.txt")
-        outcome = _execute(
-            stage_command(request, path),
-            _stage_environment(request, environment),
-            log,
-            on_line or _echo,
-            on_tick,
-            lock,
-        )
+        try:
+            outcome = _execute(
+                stage_command(request, path),
+                _stage_environment(request, environment, grace),
+                log,
+                on_line or _echo,
+                on_tick,
+                lock,
+                grace,
+            )
+        except Interrupted as error:
+            raise interruption(request) or error from None
         result = load_result(Path(request.output))
+    if result is None and (stopped := interruption(request)) is not None:
+        raise stopped
     if outcome.returncode or result is None:
         raise _failure(name, outcome, log)
     return result
@@ -127,7 +137,7 @@ def run_data_stage(
     log = paths.STATE / "logs" / f"{profile.name}-{stage}.txt"
     with _lease(f"data-{profile.name}-{stage}", f"stage {stage}") as lock:
         command = ["/bin/sh", "-c", dvc.command(target)]
-        outcome = _execute(command, _environment({}), log, on_line or _echo, on_tick, lock)
+        outcome = _execute(command, _environment({}), log, on_line or _echo, on_tick, lock, GRACE_SECONDS)
         if outcome.returncode:
             raise _failure(f"stage {stage}", outcome, log)
         started = time.monotonic()
@@ -145,10 +155,17 @@ def stage_command(request: StageRequest, path: Path) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *module]
 
 
-def _stage_environment(request: StageRequest, more: dict[str, str] | None) -> dict[str, str]:
+def grace_seconds(settings: Profile) -> float:
+    """Seconds that a stage of this profile has from SIGTERM to SIGKILL."""
+    return max(GRACE_SECONDS, settings.checkpoints.stop_seconds + _MARGIN_SECONDS)
+
+
+def _stage_environment(request: StageRequest, more: dict[str, str] | None, grace: float) -> dict[str, str]:
     threads = str(request.load_profile().parallel.threads_per_rank)
     # Idle OpenMP threads that spin would take the core of the other rank.
-    return _environment({"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **(more or {})})
+    ours = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    # torchrun would kill its ranks after 30 s, whatever we allow them.
+    return _environment({**ours, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace)), **(more or {})})
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
@@ -177,6 +194,7 @@ def _execute(
     on_line: Callable[[str], None],
     on_tick: Callable[[], None] | None,
     lock: int,
+    grace: float,
 ) -> Outcome:
     log.parent.mkdir(parents=True, exist_ok=True)
     supervisor = str(Path(__file__).with_name("supervise.py"))
@@ -185,7 +203,7 @@ def _execute(
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n")
         file.flush()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor, str(os.getpid()), str(GRACE_SECONDS), *command],
+            [sys.executable, "-I", "-S", supervisor, str(os.getpid()), str(grace), *command],
             cwd=paths.ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -194,7 +212,7 @@ def _execute(
             start_new_session=True,
             pass_fds=(lock,),  # the run folder stays ours until the last rank is gone, whatever happens to us
         )
-        follower = _Follower(process, file, on_line, on_tick)
+        follower = _Follower(process, file, on_line, on_tick, grace)
         try:
             follower.follow()
             process.wait()
@@ -213,11 +231,13 @@ class _Follower:
         log: TextIO,
         on_line: Callable[[str], None],
         on_tick: Callable[[], None] | None,
+        grace: float,
     ) -> None:
         self.process = process
         self.log = log
         self.on_line = on_line
         self.on_tick = on_tick
+        self.grace = grace
         self.lines: deque[str] = deque(maxlen=400)
         self._rest = b""
 
@@ -245,7 +265,7 @@ class _Follower:
         self.on_line = lambda line: None
         with contextlib.suppress(BaseException):  # a second signal must not cut the clean-up short
             self.process.terminate()
-            self.follow(GRACE_SECONDS + 5)
+            self.follow(self.grace + 5)
         from infra.supervise import descendants
 
         if self.process.poll() is None:

@@ -39,6 +39,20 @@ class ServiceError(M1Error):
 
 
 class Interrupted(M1Error):
-    """Work stopped on request (SIGTERM, SIGINT) after saving what could be saved."""
+    """Work stopped on request (SIGTERM, SIGINT); what it had saved before is still there."""
 
     exit_code = 75
+
+
+class Checkpointed(Interrupted):
+    """A stage stopped on request (SIGTERM) after writing a checkpoint of that moment."""
+
+    exit_code = 85
+
+    @classmethod
+    def after(cls, stage: str, step: int, checkpoint: object) -> Checkpointed:
+        """For the last `step` that was done and the folder of the complete checkpoint."""
+        return cls(
+            f"stage {stage} was stopped by SIGTERM and has saved its state after step {step} in {checkpoint}",
+            "Run the same command again: it goes on from there as if it had never stopped.",
+        )

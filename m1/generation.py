@@ -15,6 +15,7 @@ from torch import Tensor
 
 from m1.model.decoder import Cache, Decoder
 from m1.profile import Repetition
+from m1.training.stopping import StopRequest, StopRequested
 
 #: A nucleus is looked for among this many most probable tokens before the whole vocabulary is sorted.
 _NUCLEUS_GUESS = 64
@@ -66,6 +67,7 @@ def generate(
     top_p: float = 1.0,
     repetition: Repetition | None = None,
     batch_size: int = 128,
+    stop: StopRequest | None = None,
 ) -> list[list[Rollout]]:
     """Sample responses: as many to each prompt as it has seeds.
 
@@ -81,9 +83,13 @@ def generate(
         repetition: stop a row after this many consecutive tokens that each had a probability (at temperature 1)
             above the threshold (MiniMax-M1 report §3.2).
         batch_size: rows decoded together; a group larger than this is split.
+        stop: once any rank has been asked to stop, all of them abandon what they generate; all ranks take part.
 
     Returns:
         Per prompt its rollouts, in the order of its seeds.
+
+    Raises:
+        StopRequested: on every rank.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -97,7 +103,7 @@ def generate(
     rows: list[_Row] = []
     cache: Cache | None = None
     logits: Tensor | None = None
-    while rows or waiting:
+    while (rows or waiting) and not _abandoned(stop):
         # Joining two caches copies them, so room is made for several prompts before the next are read.
         if waiting and len(rows) <= 0.75 * batch_size:
             new = _take(waiting, batch_size - len(rows))
@@ -119,7 +125,16 @@ def generate(
             order = cache.keep(running)
             rows, tokens = [rows[i] for i in order], tokens[order]
         logits = decoder.step(cache, tokens)
+    if stop is not None and stop.agreed():
+        raise StopRequested
     return results
+
+
+def _abandoned(stop: StopRequest | None) -> bool:
+    """Whether this rank may leave off by itself: ranks that share every matrix must do equally many steps."""
+    from megatron.core import parallel_state
+
+    return stop is not None and stop.noticed() and parallel_state.get_tensor_model_parallel_world_size() == 1
 
 
 def row_seed(*parts: int | str) -> int:

@@ -126,6 +126,10 @@ class Parallel(Section):
         None, gt=0, description="an expert takes at most this many times its even share of a rank's micro-batch; "
         "tokens above it are dropped, the least probable first. By default none is"
     )  # fmt: skip
+    moe_aux_loss_counts: Literal["global", "running"] = Field(
+        "global", description="over what the auxiliary loss counts tokens. global: the global batch; where a rank has "
+        "several micro-batches, a forward pass without gradients counts first. running: its micro-batches so far"
+    )  # fmt: skip
     recompute: Literal["none", "full"] = Field(
         "none", description="full: keep only the input of every layer and compute the rest again backwards"
     )
@@ -155,6 +159,9 @@ class Optimizer(Section):
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_grad: float = Field(1.0, gt=0)
+    #: Rate of the last norm's gain over that of all other weights. The gain scales the logits: it is the policy's
+    #: inverse temperature. A matrix's entry is of order 1/sqrt(width), a gain of order 1 (see muP, arXiv 2203.03466).
+    final_norm_lr_mult: float = Field(1.0, gt=0)
 
 
 class LearningRate(Section):
@@ -277,6 +284,7 @@ class TextReplay(Section):
 
 class Sft(Training):
     epochs: float = Field(gt=0)
+    packed: bool = Field(False, description="samples of a micro-batch end to end in one row, instead of padded")
     text: TextReplay | None = Field(None, description="pretraining text replayed among the answers")
     evaluate_every: int = Field(ge=1)
 
@@ -305,6 +313,9 @@ class ContextExtension(Section):
     optimizer: Optimizer = Optimizer()
     moe_aux_loss_coeff: float = Field(0.0, ge=0)
     log_every: int = Field(5, ge=1)
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints within a stage; after each stage there is one in any case"
+    )
     max_gradient_norm: float = Field(gt=0, description="a norm above this stops the stage: the recipe's known failure")
 
     @model_validator(mode="after")
@@ -399,6 +410,9 @@ class Evaluate(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
     prompts_per_task: int = Field(ge=1)
+    #: Prompts per task for the checkpoint before SFT; all where absent. It cannot end an answer yet, and so fills the
+    #: whole window with every response: the dearest checkpoint to evaluate, and the least interesting one.
+    prompts_per_task_before_sft: int | None = Field(None, ge=1)
 
 
 class Export(Section):
@@ -406,6 +420,21 @@ class Export(Section):
 
     check_tokens: int = Field(ge=1, description="length of the sequence on which both models are compared")
     tolerance: float = Field(gt=0, description="largest allowed absolute difference of the log-probabilities")
+
+
+class Checkpoints(Section):
+    """How the training stages keep their checkpoints; `checkpoint_every` of a stage says when it makes one."""
+
+    keep: int = Field(
+        2, ge=1, description="newest complete checkpoints kept while a stage trains; at its end, the last"
+    )
+    keep_every: int | None = Field(
+        None, ge=1, description="those of steps that are multiples of this are kept for good"
+    )
+    asynchronous: bool = Field(True, description="written beside the training, where the platform can (Linux)")
+    stop_seconds: float = Field(
+        15.0, ge=1, description="from SIGTERM to the end of the stage: long enough for one step and one checkpoint"
+    )
 
 
 class FlowSettings(Section):
@@ -430,6 +459,7 @@ class Profile(Section):
     seed: int = Field(ge=0)
     order: list[Literal[STAGES]]  # type: ignore[valid-type]
     flow: FlowSettings = FlowSettings()
+    checkpoints: Checkpoints = Checkpoints()
     model: Model
     parallel: Parallel
     corpus: Corpus
@@ -491,6 +521,12 @@ class Profile(Section):
         if self.sft.text is not None:
             rules = layout.sequence_rules(self.parallel, self.sft.text.sequence_length)
             _refuse([f"sft.text: {rule}" for rule in rules])
+        shared = [("context-extension.replay_samples", self.context_extension.replay_samples)]
+        if self.sft.text is not None:
+            shared.append(("sft.text.sequences", self.sft.text.sequences))
+        for name, count in shared:
+            if count % replicas:
+                raise ValueError(f"{name}={count} is not a multiple of the data-parallel size {replicas}")
         for name, rl in (("rl-40k", self.rl_40k), ("rl-80k", self.rl_80k)):
             batch = rl.prompts_per_step * rl.group_size // rl.updates_per_step
             if batch % replicas or rl.prompts_per_step % replicas:

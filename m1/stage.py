@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import functools
 import hashlib
 import json
@@ -25,11 +26,13 @@ from typing import Any
 import yaml
 
 from m1 import paths, profile
-from m1.errors import M1Error, UsageError
+from m1.errors import Checkpointed, M1Error, UsageError
 from m1.profile import DATA_STAGES, READS, TRAINING_STAGES, Profile
 
 RESULT = "result.json"
 REQUEST = "request.json"
+#: Left by a stage that SIGTERM ended after a checkpoint; gone as soon as the stage is started again.
+INTERRUPTION = "interrupted.json"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class StageRequest:
         parent: run folder of the training stage it starts from, or None.
         parent_stage: name of that stage, or None.
         history: every training run upstream of this one, oldest first, as [stage, run folder].
+        resume: run folder of the same stage at another parallel layout, whose newest checkpoint is continued as long
+            as this run has none of its own.
     """
 
     stage: str
@@ -106,6 +111,7 @@ class StageRequest:
     parent: str | None = None
     parent_stage: str | None = None
     history: list[list[str]] = field(default_factory=list)
+    resume: str | None = None
 
     def load_profile(self) -> Profile:
         return profile.parse(self.profile, "request")
@@ -174,6 +180,14 @@ class StageContext:
         """Report progress; `text` is a short remark such as the current loss."""
         if self.rank == 0:
             self._append({"time": time.time(), "progress": {"done": done, "total": total, "text": text}})
+
+    def write_interruption(self, step: int, checkpoint: Path) -> None:
+        """Leave word that the stage was stopped after `step` and where it will go on."""
+        if self.rank == 0:
+            write_json(
+                self.output / INTERRUPTION,
+                {"step": step, "checkpoint": str(checkpoint.relative_to(self.output)), "time": time.time()},
+            )
 
     def figures_dir(self) -> Path:
         folder = self.output / "figures"
@@ -254,6 +268,17 @@ def load_result(run: Path) -> StageResult | None:
         return StageResult(**json.loads(file.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({error})", f"Remove {run} and rerun the stage.") from error
+
+
+def interruption(request: StageRequest, since: float = 0.0) -> Checkpointed | None:
+    """How the last execution ended, if SIGTERM ended it after a checkpoint, `since` that time."""
+    try:
+        left = json.loads((Path(request.output) / INTERRUPTION).read_text())
+    except OSError:
+        return None
+    if left["time"] < since:
+        return None
+    return Checkpointed.after(request.stage, left["step"], Path(request.output) / left["checkpoint"])
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -378,12 +403,39 @@ def resolve(stage: str, settings: Profile, *, parent: Path | None = None) -> Sta
     )
 
 
+def resumed(request: StageRequest, run: Path) -> StageRequest:
+    """`request`, continuing the checkpoints of `run`: the same work at another parallel layout.
+
+    Raises:
+        UsageError: `run` is no run folder of this stage, or it differs in more than its layout.
+    """
+    try:
+        other = StageRequest(**json.loads((run / REQUEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--resume {run} is not a run folder ({error})", "Name one below runs/.") from error
+    names = [name for name in STAGE_INFO[request.stage].sections if name != "parallel"]
+    facts: list[tuple[str, Any, Any]] = [
+        ("stage", request.stage, other.stage),
+        ("data", request.data_digests, other.data_digests),
+    ]
+    facts += [("upstream run", request.history, other.history)]
+    facts += [(name, request.profile[name], other.profile.get(name)) for name in [*names, "seed"]]
+    different = [name for name, ours, theirs in facts if ours != theirs]
+    if different:
+        raise UsageError(
+            f"--resume {run}: it differs from this run in {', '.join(different)}; only the parallel layout may differ",
+            "Name another run, or leave --resume out.",
+        )
+    return dataclasses.replace(request, resume=str(run.resolve()))
+
+
 def write_request(request: StageRequest, *, force: bool = False) -> Path:
     """Prepare the run folder; `force` discards what an earlier execution left there."""
     output = Path(request.output)
     if force and output.exists():
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
+    (output / INTERRUPTION).unlink(missing_ok=True)
     write_json(output / REQUEST, asdict(request))
     return output / REQUEST
 
@@ -399,6 +451,7 @@ def main(run: Callable[[StageContext], StageResult], argv: list[str] | None = No
     parser.add_argument("--stage", choices=[s for s in STAGE_INFO if STAGE_INFO[s].module == _module_of(run)])
     parser.add_argument("--upstream", help="run folder to start from")
     parser.add_argument("--force", action="store_true", help="redo the work even if it is complete")
+    parser.add_argument("--resume", help="unfinished run folder of this stage, at another parallel layout, to continue")
     parser.add_argument("--request", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     try:
@@ -410,11 +463,14 @@ def main(run: Callable[[StageContext], StageResult], argv: list[str] | None = No
         stage = options.stage or names[0]
         settings = profile.load(options.profile)
         request = resolve(stage, settings, parent=Path(options.upstream) if options.upstream else None)
+        if options.resume:
+            request = resumed(request, Path(options.resume))
         from infra import launch  # the only place where a stage starts processes: its own, outside a flow
 
         launch.run_stage(request, force=options.force)
     except M1Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, Checkpointed) or os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 
@@ -467,11 +523,13 @@ __all__ = [
     "data_digest",
     "data_main",
     "fingerprint",
+    "interruption",
     "load_result",
     "main",
     "newest_run",
     "read_metrics",
     "resolve",
+    "resumed",
     "write_json",
     "write_request",
 ]

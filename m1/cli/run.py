@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from infra import flow_runs, services
+from infra.launch import grace_seconds
 from infra.process import tree_memory
 from m1.cli.display import Display
 from m1.cli.tables import summary_table
-from m1.errors import ServiceError, StageFailed
+from m1.errors import Checkpointed, ServiceError, StageFailed
+from m1.stage import REQUEST, StageRequest, interruption
 
 DEPLOYMENT = "m1/full"
 _POLL_SECONDS = 0.3
 #: Between two questions to the Prefect server. Each costs it some 10 ms of the cores that train.
 _STATE_SECONDS = 3.0
 _MEMORY_SECONDS = 2.0
-#: How long a flow run may take to end by itself once it has been told to.
-_STOP_PATIENCE = 50.0
+#: How long a flow run may take to end by itself once it has been told to, besides what its stage needs.
+_STOP_PATIENCE = 30.0
 _AGAIN = "Run the same command again: it continues from the last complete checkpoint."
 
 
@@ -40,6 +43,17 @@ class Watched:
     def summary(self) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == "stage ended"]
 
+    def interruption(self) -> Checkpointed | None:
+        """How the last stage ended, if SIGTERM ended it after a checkpoint."""
+        running = self.last("stage running")
+        if running is None or "output" not in running:
+            return None
+        try:
+            request = StageRequest(**json.loads((Path(running["output"]) / REQUEST).read_text()))
+        except (OSError, ValueError):
+            return None
+        return interruption(request, since=self.started)
+
     def last(self, event: str) -> dict[str, Any] | None:
         return next((e for e in reversed(self.events) if e["event"] == event), None)
 
@@ -52,7 +66,7 @@ def run(parameters: dict[str, Any]) -> int:
     """
     started = time.time()
     signal.signal(signal.SIGTERM, _interrupt)
-    _check_before(parameters)
+    grace = _check_before(parameters)
     services.up(lambda text: print(text, flush=True))
     services_seconds = time.time() - started
     identity, name = _create(parameters)
@@ -63,14 +77,19 @@ def run(parameters: dict[str, Any]) -> int:
         state, message = _wait(watched)
     except KeyboardInterrupt:
         print("\ncancelling the flow run ...", file=sys.stderr, flush=True)
-        _cancel(identity)
+        _cancel(identity, grace)
+        if (saved := watched.interruption()) is not None:
+            print(f"flow run {name} was cancelled", file=sys.stderr)
+            raise saved from None
         raise StageFailed(f"flow run {name} was cancelled", _AGAIN) from None
     except ServiceError as error:
-        _give_up(identity, str(error))
+        _give_up(identity, str(error), grace)
         raise
     _report(watched, services_seconds, url)
     if state == "COMPLETED":
         return 0
+    if (saved := watched.interruption()) is not None:
+        raise saved
     failed = watched.last("failed")
     # The line of the stage itself says more than the state of the run.
     text = failed["message"] if failed else message or f"ended in state {state}"
@@ -78,8 +97,12 @@ def run(parameters: dict[str, Any]) -> int:
     return StageFailed.exit_code
 
 
-def _check_before(parameters: dict[str, Any]) -> None:
-    """Bad input is refused before any service is started. The flow checks the same again."""
+def _check_before(parameters: dict[str, Any]) -> float:
+    """Bad input is refused before any service is started. The flow checks the same again.
+
+    Returns:
+        Seconds that a stage of the profile has to stop.
+    """
     from flows import plan as planning
 
     settings = planning.load_profile(
@@ -89,6 +112,7 @@ def _check_before(parameters: dict[str, Any]) -> None:
     services.check_disk()
     if parameters["upstream"] is not None:
         planning.check_upstream(settings, stages)
+    return grace_seconds(settings)
 
 
 def _create(parameters: dict[str, Any]) -> tuple[str, str]:
@@ -153,7 +177,7 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _cancel(identity: str) -> None:
+def _cancel(identity: str, grace: float) -> None:
     """Ask Prefect to cancel; make sure of it ourselves if that takes too long."""
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelled, Cancelling
@@ -164,39 +188,39 @@ def _cancel(identity: str) -> None:
             started = flow_runs.process_of(identity) is not None
             state: Any = Cancelling() if started else Cancelled()
             client.set_flow_run_state(identity, state, force=not started)  # type: ignore[arg-type]
-            deadline = time.monotonic() + _STOP_PATIENCE
+            deadline = time.monotonic() + grace + _STOP_PATIENCE
             while time.monotonic() < deadline:
                 run = client.read_flow_run(identity)  # type: ignore[arg-type]
                 process = flow_runs.process_of(identity)
                 if run.state and run.state.is_final() and (process is None or not process.alive()):
                     return
                 time.sleep(0.3)
-            _stop(identity)
+            _stop(identity, grace)
             client.set_flow_run_state(identity, Cancelled(), force=True)  # type: ignore[arg-type]
     except KeyboardInterrupt:
-        _stop(identity)
+        _stop(identity, grace)
     except Exception as error:
-        _stop(identity)
+        _stop(identity, grace)
         raise ServiceError(f"the flow run was stopped, but Prefect could not be told ({error})", _AGAIN) from error
 
 
-def _give_up(identity: str, message: str) -> None:
+def _give_up(identity: str, message: str, grace: float) -> None:
     """A service died: end the run's processes and, where Prefect still answers, mark the run as failed."""
     from prefect.client.orchestration import get_client
     from prefect.states import Failed
 
-    _stop(identity)
+    _stop(identity, grace)
     if not services.is_healthy("prefect", timeout=5):
         return  # `m1 up` marks the run when it finds its process gone
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(identity, Failed(message=message), force=True)  # type: ignore[arg-type]
 
 
-def _stop(identity: str) -> None:
+def _stop(identity: str, grace: float) -> None:
     """End the flow run's process without Prefect's help; a supervisor ends the stage below it in good order."""
     process = flow_runs.process_of(identity)
     if process is not None:
-        process.stop(grace=25)
+        process.stop(grace + 5)
 
 
 def _report(watched: Watched, services_seconds: float, url: str | None) -> None:

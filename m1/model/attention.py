@@ -7,19 +7,40 @@ input; the output projection. No rotary embedding, no scaling, no biases.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from kernels import lightning_attention, lightning_slopes
+from kernels.context_parallel import lightning_attention_context_parallel
 from m1.model.norm import SplitRMSNorm
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Samples packed end to end in one row; neither state nor attention crosses from one to the next.
+
+    It takes the place of Megatron's packed_seq_params, whose paths for other kernels `qkv_format` keeps closed.
+
+    Attributes:
+        offsets: where samples begin in the whole row, whatever part of it a context-parallel rank holds, and its end.
+    """
+
+    offsets: tuple[int, ...]
+    qkv_format: ClassVar[str] = "sbhd"
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,7 @@ class LightningAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.settings = settings
-        self.group = pg_collection.tp
+        self.group, self.context_group = pg_collection.tp, pg_collection.cp
         heads, width = settings.num_heads, settings.num_heads * settings.head_dim
         if heads % self.group.size():
             raise ValueError(f"{heads} lightning heads do not divide over {self.group.size()} tensor-parallel ranks")
@@ -71,13 +92,25 @@ class LightningAttention(MegatronModule):
         slopes = lightning_slopes(heads, layer_number - 1, settings.num_layers)
         self.slopes = slopes[first : first + self.local_heads].to(torch.cuda.current_device())
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
-        """(sequence, batch, hidden) -> (sequence, batch, hidden)."""
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: Packing | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """(sequence, batch, hidden) -> (sequence, batch, hidden); a context-parallel rank holds a part in the order."""
         qkv, _bias = self.qkv_proj(hidden_states)
         sequence, batch = qkv.shape[:2]
         qkv = F.silu(qkv).view(sequence, batch, self.local_heads, 3 * self.settings.head_dim)
         q, k, v = qkv.permute(1, 2, 0, 3).split(self.settings.head_dim, dim=-1)
-        mixed = lightning_attention(q, k, v, self.slopes)
+        bounds = None if packed_seq_params is None else torch.tensor(packed_seq_params.offsets, device="cpu")
+        if self.context_group.size() > 1:
+            mixed = lightning_attention_context_parallel(
+                q, k, v, self.slopes, group=self.context_group, cu_seqlens=bounds
+            )
+        else:
+            mixed = lightning_attention(q, k, v, self.slopes, cu_seqlens=bounds)
         mixed = self.norm(mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1))
         gate, _bias = self.output_gate(hidden_states)
         return self.out_proj(torch.sigmoid(gate) * mixed)
@@ -95,25 +128,52 @@ class LightningAttention(MegatronModule):
 
 
 class SoftmaxCore(MegatronModule):
-    """Causal grouped-query softmax attention on torch's fused kernel, in Megatron's core-attention slot."""
+    """Causal grouped-query softmax attention on torch's fused kernels, in Megatron's core-attention slot.
 
-    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+    Under context parallelism every rank holds a contiguous part of the sequence and gathers all keys and values.
+    """
+
+    def __init__(self, config: TransformerConfig, pg_collection: Any = None, **_: Any) -> None:
         super().__init__(config=config)
+        self.context_group = pg_collection.cp
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Attend causally.
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: Packing | None = None, **__: Any
+    ) -> Tensor:
+        """Attend causally, within a sample.
 
         Args:
-            query: (sequence, batch, heads, head_dim).
-            key, value: (sequence, batch, groups, head_dim).
+            query: (sequence, batch, heads, head_dim), this rank's part.
+            key, value: (sequence, batch, groups, head_dim), this rank's part.
 
         Returns:
             (sequence, batch, heads x head_dim).
         """
         sequence, batch = query.shape[:2]
+        first = self.context_group.rank() * sequence
+        if self.context_group.size() > 1:
+            both = torch.cat((key, value), dim=-1)
+            key, value = gather_from_sequence_parallel_region(both, group=self.context_group).chunk(2, dim=-1)
         groups = query.shape[2] // key.shape[2]
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        offsets = (0, key.shape[0]) if packed_seq_params is None else packed_seq_params.offsets
+        parts = []
+        for sample, start, end in _pieces(offsets, first, first + sequence):
+            mine, mask = q[:, :, start - first : end - first], None
+            if start > sample:  # aligned at the end: the last query of the piece sees all of these keys
+                mask = q.new_ones((end - start, end - sample), dtype=torch.bool).tril(start - sample)
+            attended = F.scaled_dot_product_attention(
+                mine, k[:, :, sample:end], v[:, :, sample:end], mask, is_causal=mask is None
+            )
+            parts.append(attended)
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+
+def _pieces(offsets: tuple[int, ...], first: int, last: int) -> Iterator[tuple[int, int, int]]:
+    """Samples that lie in [first, last): where each begins, and from where to where it lies there."""
+    for sample, end in itertools.pairwise(offsets):
+        if sample < last and end > first:
+            yield sample, max(sample, first), min(end, last)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from m1.model.attention import LightningAttention, LightningSettings, SoftmaxCore
 from m1.model.norm import RMSNorm
+from m1.model.router import HybridRouter
 from m1.profile import Model, Parallel
 
 
@@ -93,6 +94,30 @@ class HybridModel(GPTModel):
                 skip_bias_add=False, gather_output=not self.parallel_output, tp_group=self.pg_collection.tp,
             )  # fmt: skip
 
+    def _preprocess(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        decoder_input: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Any, ...]:
+        """Embedding, rotary angles and this rank's padding mask.
+
+        Angles come from the positions given, which is all that packing and context parallelism ask of them. Every row
+        of a batch has the same positions.
+        """
+        if decoder_input is None and self.pre_process:
+            decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)
+        if padding_mask is not None and self.config.sequence_parallel:
+            tensor = self.pg_collection.tp
+            padding_mask = padding_mask.chunk(tensor.size(), dim=1)[tensor.rank()]
+        rotary = self.rotary_pos_emb
+        if rotary.inv_freq.device != position_ids.device:
+            rotary.inv_freq = rotary.inv_freq.to(position_ids.device)
+        angles = torch.outer(position_ids[0].to(rotary.inv_freq.dtype), rotary.inv_freq)
+        return decoder_input, torch.cat((angles, angles), dim=-1)[:, None, None], None, None, None, padding_mask
+
     def set_rotary_base(self, base: float) -> None:
         """Change the RoPE base in place (context extension)."""
         self.rotary_base = base
@@ -104,9 +129,13 @@ class HybridModel(GPTModel):
         )
 
 
-def megatron_config(model: Model, parallel: Parallel, *, moe_aux_loss_coeff: float = 0.0) -> TransformerConfig:
+def megatron_config(model: Model, parallel: Parallel) -> TransformerConfig:
     """Megatron's configuration of the hybrid. Losses are normalised by the number of tokens in the global batch."""
     dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+    interleaved = parallel.virtual_pipeline_model_parallel_size > 1
+    recompute: dict[str, Any] = {}
+    if parallel.recompute == "full":
+        recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     config = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -118,9 +147,9 @@ def megatron_config(model: Model, parallel: Parallel, *, moe_aux_loss_coeff: flo
         num_moe_experts=model.num_experts,
         moe_router_topk=model.moe_router_topk,
         moe_router_dtype="fp32",
-        moe_router_load_balancing_type="aux_loss" if moe_aux_loss_coeff else "none",
-        moe_aux_loss_coeff=moe_aux_loss_coeff,
-        moe_token_dispatcher_type="alltoall" if parallel.expert_model_parallel_size > 1 else "allgather",
+        moe_router_load_balancing_type="none",  # HybridRouter has its own
+        moe_token_dispatcher_type=parallel.token_dispatcher,
+        moe_expert_capacity_factor=parallel.moe_expert_capacity_factor,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
@@ -140,18 +169,35 @@ def megatron_config(model: Model, parallel: Parallel, *, moe_aux_loss_coeff: flo
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         sequence_parallel=parallel.tensor_model_parallel_size > 1,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size if interleaved else None,
+        pipeline_model_parallel_layout=_pipeline_layout(parallel),
+        # Two ranks that are each other's next and previous would mix up the messages of one batch of them.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         context_parallel_size=parallel.context_parallel_size,
         expert_model_parallel_size=parallel.expert_model_parallel_size,
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         hetereogenous_dist_checkpoint=True,
+        **recompute,
     )
     config.deepnorm_alpha = model.deepnorm_alpha  # type: ignore[attr-defined]
     return config
 
 
+def _pipeline_layout(parallel: Parallel) -> list[list[str]] | None:
+    """Megatron's description of the layers that each stage holds, or None for equally many."""
+    if parallel.pipeline_layers is None:
+        return None
+    stages = [["decoder"] * count for count in parallel.pipeline_layers]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
 def _block_spec(config: TransformerConfig, model: Model, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Layer specs of this pipeline rank: softmax attention in every `softmax_every`-th layer, lightning elsewhere."""
     moe = get_moe_module_spec(use_te=False, num_experts=model.num_experts, moe_grouped_gemm=False)
+    moe.submodules.router = HybridRouter
     softmax = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -186,12 +232,17 @@ def build_model(
     *,
     seed: int,
     rotary_base: float | None = None,
-    moe_aux_loss_coeff: float = 0.0,
     pre_process: bool = True,
     post_process: bool = True,
+    vp_stage: int | None = None,
 ) -> HybridModel:
-    """A freshly initialised hybrid on this rank. Weights depend on `seed` alone, not on the parallel layout."""
-    config = megatron_config(model, parallel, moe_aux_loss_coeff=moe_aux_loss_coeff)
+    """A freshly initialised hybrid on this rank. Weights depend on `seed` alone, not on the parallel layout.
+
+    Args:
+        pre_process, post_process: whether this part of the model has the embedding, and the head.
+        vp_stage: which of this rank's parts, under the interleaved schedule.
+    """
+    config = megatron_config(model, parallel)
     hybrid = HybridModel(
         config,
         model,
@@ -199,8 +250,10 @@ def build_model(
         pre_process=pre_process,
         post_process=post_process,
         parallel_output=True,
+        vp_stage=vp_stage,
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
+    hybrid.cuda(torch.cuda.current_device())  # Megatron makes its routers on the host
     initialize_weights(hybrid, seed)
     return hybrid
 

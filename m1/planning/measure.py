@@ -74,7 +74,7 @@ def count(model: Model, parallel: Parallel, rank: int, optimizer: Optimizer) -> 
 
 def count_trainer(trainer: Any) -> dict[str, int]:
     """The same of a trainer that exists."""
-    named = list(trainer.model.named_parameters())
+    named = [named for chunk in trainer.chunks for named in chunk.named_parameters()]
     experts = sum(p.numel() for name, p in named if ".experts." in name)
     head = sum(p.numel() for name, p in named if name.startswith("output_layer."))
     found = {
@@ -87,7 +87,7 @@ def count_trainer(trainer: Any) -> dict[str, int]:
         "gradients": 0,
         "optimizer": 0,
     }
-    for buffer in (*trainer.ddp.buffers, *trainer.ddp.expert_parallel_buffers):
+    for buffer in (x for ddp in trainer.ddps for x in (*ddp.buffers, *ddp.expert_parallel_buffers)):
         found["gradients"] += buffer.grad_data.numel() * buffer.grad_data.element_size()
     for part in trainer.optimizer.chained_optimizers:
         owned = [p for group in part.optimizer.param_groups for p in group["params"]]

@@ -1,11 +1,12 @@
-"""Micro-batches: right-padded token sequences with labels and masks."""
+"""Micro-batches: right-padded or packed token sequences with labels and masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,6 +20,9 @@ class Batch:
         loss_mask: float32, 1 where the label counts.
         padding_mask: bool, True where the input is padding: such tokens stay out of the routers' auxiliary loss.
         extra: further tensors of the same shape for a loss function (advantages, old log-probabilities).
+        offsets: of samples packed end to end in one row: where each begins, and the row's end. None: one in each row.
+        positions: int64, of every token in its sample; every row has the same ones. By default they follow from the
+            offsets.
     """
 
     tokens: Tensor
@@ -26,10 +30,63 @@ class Batch:
     loss_mask: Tensor
     padding_mask: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
+    offsets: tuple[int, ...] | None = None
+    positions: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            self.positions = _positions(self.tokens, self.offsets)
 
     @property
     def num_tokens(self) -> int:
         return int(self.loss_mask.sum())
+
+    def to(self, device: torch.device | int | str) -> Batch:
+        return self._each(lambda x: x.to(device))
+
+    def part(self, rank: int, ranks: int) -> Batch:
+        """The rank-th of equal parts of every row; offsets stay those of the whole row."""
+        return self if ranks == 1 else self._each(lambda x: x.chunk(ranks, dim=1)[rank].contiguous())
+
+    def resized(self, rows: int, length: int) -> Batch:
+        """Padded to this shape. Of packed samples, the padding becomes one more."""
+        more = (0, length - self.tokens.shape[1], 0, rows - self.tokens.shape[0])
+        if not any(more):
+            return self
+        assert self.offsets is None or not more[3], "packed samples stand in one row"
+        offsets = self.offsets if self.offsets is None or not more[1] else (*self.offsets, length)
+        tokens = F.pad(self.tokens, more)
+        return Batch(
+            tokens, F.pad(self.labels, more), F.pad(self.loss_mask, more), F.pad(self.padding_mask, more, value=True),
+            {name: F.pad(x, more) for name, x in self.extra.items()}, offsets,
+        )  # fmt: skip
+
+    def in_one_row(self) -> Batch:
+        """The rows end to end as packed samples; a packed batch as it is."""
+        if self.offsets is not None:
+            return self
+        rows, length = self.tokens.shape
+        flat = self._each(lambda x: x.reshape(1, -1))
+        return replace(flat, offsets=tuple(range(0, rows * length + 1, length)))
+
+    def empty(self) -> Batch:
+        """Of the same shape, all of it padding."""
+        padding, mask = torch.ones_like(self.padding_mask), torch.zeros_like(self.loss_mask)
+        return replace(self, padding_mask=padding, loss_mask=mask)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            change(self.tokens), change(self.labels), change(self.loss_mask), change(self.padding_mask),
+            {name: change(x) for name, x in self.extra.items()}, self.offsets, change(self.positions),
+        )  # fmt: skip
+
+
+def _positions(tokens: Tensor, offsets: tuple[int, ...] | None) -> Tensor:
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    if offsets is not None:
+        starts = torch.tensor(offsets[:-1], device=tokens.device)
+        positions = positions - starts[torch.searchsorted(starts, positions, right=True) - 1]
+    return positions.expand_as(tokens)
 
 
 def full_batch(sequences: Tensor) -> Batch:
@@ -56,16 +113,50 @@ def padded_batch(
     """
     longest = max(len(s) for s in sequences) - 1
     length = (longest + multiple - 1) // multiple * multiple
-    shape = (len(sequences), length)
-    tokens, labels = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    mask, padding = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
-    extras = {name: torch.zeros(shape) for name in extra or {}}
+    batch = _blank(len(sequences), length, extra or {})
     for row, (sequence, start) in enumerate(zip(sequences, response_starts)):
-        ids = torch.tensor(sequence, dtype=torch.long)
-        used = len(sequence) - 1
-        tokens[row, :used], labels[row, :used] = ids[:-1], ids[1:]
-        mask[row, start - 1 : used] = 1.0
-        padding[row, :used] = False
-        for name, values in (extra or {}).items():
-            extras[name][row, start - 1 : used] = torch.tensor(values[row], dtype=torch.float32)
-    return Batch(tokens, labels, mask, padding, extras)
+        values = {name: all_values[row] for name, all_values in (extra or {}).items()}
+        _place(batch, row, 0, sequence, start, values)
+    return batch
+
+
+def packed_batch(
+    sequences: Sequence[Sequence[int]],
+    response_starts: Sequence[int],
+    *,
+    multiple: int = 8,
+    extra: dict[str, Sequence[Sequence[float]]] | None = None,
+) -> Batch:
+    """As `padded_batch`, but the samples stand end to end in one row, and only that row's end is padded."""
+    offsets = [0]
+    for sequence in sequences:
+        offsets.append(offsets[-1] + len(sequence) - 1)
+    used = offsets[-1]
+    length = (used + multiple - 1) // multiple * multiple
+    batch = _blank(1, length, extra or {})
+    for i, (sequence, start) in enumerate(zip(sequences, response_starts)):
+        values = {name: all_values[i] for name, all_values in (extra or {}).items()}
+        _place(batch, 0, offsets[i], sequence, start, values)
+    bounds = tuple(dict.fromkeys((*offsets, length)))  # a sample of one token has nothing to predict and no place
+    return replace(batch, offsets=bounds, positions=None)  # type: ignore[arg-type]
+
+
+def _blank(rows: int, length: int, names: Iterable[str]) -> Batch:
+    """Nothing but padding."""
+    shape = (rows, length)
+    tokens, labels = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    extra = {name: torch.zeros(shape) for name in names}
+    return Batch(tokens, labels, torch.zeros(shape), torch.ones(shape, dtype=torch.bool), extra)
+
+
+def _place(
+    batch: Batch, row: int, at: int, sequence: Sequence[int], start: int, extra: dict[str, Sequence[float]]
+) -> None:
+    """Write a sample into a row, its first token at `at`; its response begins at `start`."""
+    ids = torch.tensor(sequence, dtype=torch.long)
+    end = at + len(sequence) - 1
+    batch.tokens[row, at:end], batch.labels[row, at:end] = ids[:-1], ids[1:]
+    batch.loss_mask[row, at + start - 1 : end] = 1.0
+    batch.padding_mask[row, at:end] = False
+    for name, values in extra.items():
+        batch.extra[name][row, at + start - 1 : end] = torch.tensor(values, dtype=torch.float32)

@@ -143,7 +143,7 @@ class Ours:
         handles += clock.watch(model.output_layer, "head")
         handles += clock.watch(model.embedding, "embedding")
         undo = [
-            clock.wrap(trainer.ddp, "zero_grad_buffer", "Megatron: gradient buffers"),
+            *(clock.wrap(ddp, "zero_grad_buffer", "Megatron: gradient buffers") for ddp in trainer.ddps),
             clock.wrap(trainer.config, "finalize_model_grads_func", "communication: gradients"),
             clock.wrap(trainer.optimizer, "prepare_grads", "Megatron: gradient buffers"),
             clock.wrap(trainer.optimizer, "get_grad_norm", "gradient norm"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m1.errors import UsageError
 from m1.tokenizer import Tokenizer
-from m1.training.batch import Batch, padded_batch
+from m1.training.batch import Batch, packed_batch, padded_batch
 
 
 class TokenStream:
@@ -95,16 +95,23 @@ def share(items: list, rank: int, ranks: int) -> list:
     return items[rank::ranks]
 
 
-def sample_batches(samples: list[Sample], micro_batch_size: int, rank: int, ranks: int) -> list[Batch]:
-    """Micro-batches of this rank out of one global batch: sorted by length, so that little of them is padding."""
+def sample_batches(
+    samples: list[Sample], micro_batch_size: int, rank: int, ranks: int, *, packed: bool = False
+) -> list[Batch]:
+    """Micro-batches of this rank out of one global batch: sorted by length, so that little of them is padding.
+
+    Args:
+        packed: the samples of a micro-batch stand end to end in one row, without padding between them.
+    """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
     groups = [by_length[i : i + micro_batch_size] for i in range(0, len(by_length), micro_batch_size)]
-    return [
-        padded_batch([s.ids for s in group], [s.response_start for s in group]) for group in share(groups, rank, ranks)
-    ]
+    make = packed_batch if packed else padded_batch
+    return [make([s.ids for s in group], [s.response_start for s in group]) for group in share(groups, rank, ranks)]
 
 
-def even_batches(samples: list[Sample], micro_batch_size: int, rank: int, ranks: int) -> list[Batch]:
+def even_batches(
+    samples: list[Sample], micro_batch_size: int, rank: int, ranks: int, *, packed: bool = False
+) -> list[Batch]:
     """As `sample_batches` for any number of samples: as many full micro-batches on every rank as there are samples for.
 
     A few samples make smaller micro-batches, and fewer samples than ranks are measured on every rank.
@@ -113,4 +120,4 @@ def even_batches(samples: list[Sample], micro_batch_size: int, rank: int, ranks:
         samples = samples * ranks
     size = min(micro_batch_size, len(samples) // ranks)
     whole = len(samples) // (size * ranks) * size * ranks
-    return sample_batches(samples[:whole], size, rank, ranks)
+    return sample_batches(samples[:whole], size, rank, ranks, packed=packed)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from m1.profile import LearningRate
 from m1.stage import StageContext
-from m1.training import checkpoint, parallel
+from m1.training import parallel
 from m1.training.batch import Batch
-from m1.training.trainer import Trainer, language_model_loss
-
-KEPT_CHECKPOINTS = 2
+from m1.training.saving import Saver
+from m1.training.trainer import NonFiniteGradient, Trainer, language_model_loss
 
 
 def train(
@@ -30,25 +29,34 @@ def train(
 ) -> tuple[Path, dict[str, float], dict[str, float]]:
     """Train for `steps` optimizer steps, from the stage's own newest checkpoint where there is one.
 
+    Learning rate and batches are functions of the step, so the step is all a checkpoint keeps of both.
+
     Args:
         batches: step -> this rank's micro-batches of that step.
         held_out: measures the model; its values are logged as "heldout/<name>".
 
     Returns:
         The final checkpoint and the held-out values before the first and after the last step.
+
+    Raises:
+        Checkpointed: SIGTERM came; the state is saved.
     """
-    folder = context.output / "checkpoints"
-    found = checkpoint.newest(folder)
-    if found is not None:
-        state = trainer.load(found)
+    saver = Saver(context, trainer)
+    state = saver.resume()
+    if state is not None:
         first, before = state["step"], state["before"]
     else:
         first, before = 0, held_out()
         _log_held_out(context, 0, before)
     started, tokens = time.time(), 0.0
     for step in range(first, steps):
+        saver.stop_if_asked({"step": step, "before": before})
         rate = learning_rate.at(step, steps)
-        metrics = trainer.step(batches(step), language_model_loss, rate)
+        try:
+            metrics = trainer.step(batches(step), language_model_loss, rate)
+        except NonFiniteGradient:
+            saver.settle()
+            raise
         tokens += metrics.pop("tokens")
         done = step + 1
         if done % log_every == 0 or done == steps:
@@ -59,13 +67,12 @@ def train(
         if done % evaluate_every == 0 and done < steps:
             _log_held_out(context, done, held_out())
         if done % checkpoint_every == 0 and done < steps:
-            trainer.save(checkpoint.step_folder(folder, done), {"step": done, "before": before})
-            checkpoint.keep_newest(folder, KEPT_CHECKPOINTS)
+            saver.save({"step": done, "before": before})
+    final = {"step": steps, "before": before}
+    saver.stop_if_asked(final)
     after = held_out()
     _log_held_out(context, steps, after)
-    final = trainer.save(checkpoint.step_folder(folder, steps), {"step": steps, "before": before})
-    checkpoint.keep_newest(folder, 1)
-    return final, before, after
+    return saver.finish(final), before, after
 
 
 def _log_held_out(context: StageContext, step: int, values: dict[str, float]) -> None:

@@ -33,10 +33,12 @@ def initialize(parallel: Parallel, seed: int) -> None:
     world = torch.distributed.get_world_size()
     if world != parallel.world_size:
         raise ValueError(f"started with {world} ranks, but the profile's parallel.world_size is {parallel.world_size}")
+    chunks = parallel.virtual_pipeline_model_parallel_size
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
             context_parallel_size=parallel.context_parallel_size,
             expert_model_parallel_size=parallel.expert_model_parallel_size,
             expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,

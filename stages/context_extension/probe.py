@@ -12,7 +12,7 @@ import torch.distributed
 from m1 import figures
 from m1.stage import StageContext
 from m1.training import parallel
-from m1.training.batch import Batch, full_batch
+from m1.training.batch import full_batch
 from m1.training.data import TokenStream, share
 from m1.training.retrieval import Retrieval
 from m1.training.trainer import Trainer
@@ -28,10 +28,8 @@ def measure(context: StageContext, trainer: Trainer, retrieval: Retrieval, lengt
         length, rotary_base, retrieval (share of probes with every value token right), by_depth (five accuracies from
         the beginning to the end of the window), positions and loss_by_position, and `metrics` for the log.
     """
-    trainer.model.eval()
     correct = _retrieval(context, trainer, retrieval, length)
     losses = _loss_by_position(context, trainer, length)
-    trainer.model.train()
     by_depth = [float(part.mean()) for part in numpy.array_split(correct, 5)]
     edges = numpy.linspace(0, length, len(losses) + 1)
     metrics = {f"retrieval/{length}": float(correct.mean()), f"heldout/loss_{length}": float(numpy.mean(losses))}
@@ -49,41 +47,39 @@ def measure(context: StageContext, trainer: Trainer, retrieval: Retrieval, lengt
 def _retrieval(context: StageContext, trainer: Trainer, retrieval: Retrieval, length: int) -> numpy.ndarray:
     """1.0 or 0.0 per probe, ordered by the depth of its fact; ranks share the probes."""
     count = context.profile.context_extension.probes
-    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     stream = TokenStream(context.data["tokens"] / "heldout", length, 1)
-    correct = torch.zeros(count)
-    for index in share(list(range(count)), rank, ranks):
+    correct = torch.zeros(count, device=torch.cuda.current_device())
+    for index, counts in _shares(count):
         random = numpy.random.default_rng([context.profile.seed, length, index])
         question = retrieval.build(stream.sequence(index), 1, random, depth=index / max(1, count - 1))
-        batch = full_batch(question.tokens[None])
-        correct[index] = float(_predicted(trainer, batch, question.answers))
+        hits = trainer.predicts_labels(full_batch(question.tokens[None]))[0]
+        if counts:
+            correct[index] = hits[[at - 1 for at in question.answers]].prod()
     torch.distributed.all_reduce(correct, group=_group())
-    return correct.numpy()
+    return correct.cpu().numpy()
 
 
-@torch.no_grad()
-def _predicted(trainer: Trainer, batch: Batch, answers: list[int]) -> bool:
-    positions = torch.arange(batch.tokens.shape[1])[None]
-    logits = trainer.model(batch.tokens, positions, None, padding_mask=batch.padding_mask)
-    return all(int(logits[0, at - 1].argmax()) == int(batch.labels[0, at - 1]) for at in answers)
+def _shares(count: int) -> list[tuple[int, bool]]:
+    """What this data-parallel rank measures of `count` things, and whether that counts.
+
+    Every rank measures equally many, since ranks that hold experts for one another work in step.
+    """
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    return [(i % count, i < count) for i in share(list(range(-(-count // ranks) * ranks)), rank, ranks)]
 
 
 def _loss_by_position(context: StageContext, trainer: Trainer, length: int) -> list[float]:
     """Mean held-out loss (nats) in equal bins of positions."""
-    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     stream = TokenStream(context.data["tokens"] / "heldout", length, 0)
-    count = min(stream.num_sequences, max(ranks, HELD_OUT_TOKENS // length))
+    count = min(stream.num_sequences, max(parallel.data_parallel_size(), HELD_OUT_TOKENS // length))
     bins = min(POSITION_BINS, length)
-    sums, seen = torch.zeros(bins), 0
-    for index in share(list(range(count)), rank, ranks):
-        batch = full_batch(stream.in_order(index)[None])
-        logprobs = trainer.token_logprobs(batch)[0]
-        sums -= torch.stack([part.mean() for part in logprobs.tensor_split(bins)])
-        seen += 1
-    total = torch.tensor(float(seen))
+    sums = torch.zeros(bins, device=torch.cuda.current_device())
+    for index, counts in _shares(count):
+        logprobs = trainer.token_logprobs(full_batch(stream.in_order(index)[None]))[0]
+        if counts:
+            sums -= torch.stack([part.mean() for part in logprobs.tensor_split(bins)])
     torch.distributed.all_reduce(sums, group=_group())
-    torch.distributed.all_reduce(total, group=_group())
-    return (sums / total).tolist()
+    return (sums / count).tolist()
 
 
 def _group() -> Any:

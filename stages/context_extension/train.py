@@ -10,11 +10,12 @@ from m1.errors import M1Error
 from m1.profile import ContextExtension, ExtensionStage
 from m1.stage import StageContext, StageResult
 from m1.tokenizer import load_tokenizer
-from m1.training import checkpoint, loop, parallel
+from m1.training import loop, parallel
 from m1.training.batch import Batch
 from m1.training.data import Sample, TokenStream, read_samples, sample_batches, share, shuffled
 from m1.training.figures import series, training_figures
 from m1.training.retrieval import Retrieval
+from m1.training.saving import Saver
 from m1.training.trainer import Trainer, language_model_loss
 from stages.context_extension import probe
 
@@ -29,47 +30,49 @@ def run(context: StageContext) -> StageResult:
         optimizer=settings.optimizer,
         moe_aux_loss_coeff=settings.moe_aux_loss_coeff,
     )
-    folder = context.output / "checkpoints"
-    found = checkpoint.newest(folder)
-    state = trainer.load(found) if found else {"done": 0, "step": 0, "probes": []}
-    if not found:
+    saver = Saver(context, trainer)
+    state = saver.resume()
+    if state is None:
+        state = {"done": 0, "step": 0, "probes": []}
         trainer.load(context.parent_checkpoint(), optimizer=False)
     retrieval = Retrieval(load_tokenizer(context.data["tokenizer"]))
     replay = _replay(context)
-    final = found
     if not state["probes"]:
         state["probes"].append(probe.measure(context, trainer, retrieval, settings.stages[-1].sequence_length))
     for number in range(state["done"], len(settings.stages)):
-        _extend(context, trainer, settings, number, state, _batches(context, settings, number, retrieval, replay))
+        _extend(context, saver, number, state, _batches(context, settings, number, retrieval, replay))
+        saver.stop_if_asked(state)
         length = settings.stages[number].sequence_length
         state["probes"].append(probe.measure(context, trainer, retrieval, length))
         context.log_metrics(state["step"], state["probes"][-1]["metrics"])
         state["done"] = number + 1
-        final = trainer.save(checkpoint.step_folder(folder, state["step"]), state)
-        checkpoint.keep_newest(folder, 1)
-    assert final is not None
-    result = _finish(context, final, state)
+        if state["done"] < len(settings.stages):
+            saver.save(state)
+    result = _finish(context, saver.finish(state), state)
     parallel.shutdown()
     return result
 
 
 def _extend(
     context: StageContext,
-    trainer: Trainer,
-    settings: ContextExtension,
+    saver: Saver,
     number: int,
     state: dict,
     batches: Callable[[int], list[Batch]],
 ) -> None:
-    """Train one stage at its length and RoPE base; a gradient explosion stops it."""
-    stage = settings.stages[number]
-    trainer.model.set_rotary_base(stage.rotary_base)
+    """Train one stage at its length and RoPE base, from the step that `state` says; a gradient explosion stops it."""
+    settings: ContextExtension = context.section
+    trainer, stage = saver.trainer, settings.stages[number]
+    trainer.set_rotary_base(stage.rotary_base)
     total = sum(s.train_steps for s in settings.stages)
-    for step in range(stage.train_steps):
+    before = sum(s.train_steps for s in settings.stages[:number])
+    for step in range(state["step"] - before, stage.train_steps):
+        saver.stop_if_asked(state)
         metrics = trainer.step(batches(step), language_model_loss, settings.learning_rate.at(state["step"], total))
         state["step"] += 1
         norm = metrics["grad_norm"]
         if norm > settings.max_gradient_norm:
+            saver.settle()
             raise M1Error(
                 f"context-extension: the gradient norm rose to {norm:.3g} at length {stage.sequence_length}, above "
                 f"max_gradient_norm={settings.max_gradient_norm}",
@@ -88,6 +91,12 @@ def _extend(
                 },
             )
         context.progress(state["step"], total, f"length {stage.sequence_length}, loss {metrics['loss']:.3f}")
+        if (
+            settings.checkpoint_every
+            and state["step"] % settings.checkpoint_every == 0
+            and step + 1 < stage.train_steps
+        ):
+            saver.save(state)
 
 
 def _batches(

@@ -10,6 +10,7 @@ from typing import Any
 from m1.generation import Rollout, gather_shares, generate, row_seed, share_of_rank
 from m1.model.decoder import Decoder
 from m1.tokenizer import Tokenizer
+from m1.training.stopping import StopRequest
 from stages.evaluate.prompts import Prompt
 from stages.synthesize.rewards import score
 
@@ -56,6 +57,7 @@ def evaluate_prompts(
     temperature: float,
     top_p: float,
     seed: str,
+    stop: StopRequest | None = None,
 ) -> list[Answered]:
     """Sample and score responses; the data-parallel ranks share the prompts and all return all of them, in order.
 
@@ -63,6 +65,10 @@ def evaluate_prompts(
         samples: responses per prompt.
         seed: together with a prompt's id and the sample's index it fixes the random numbers of a response, so that
             checkpoints are compared on the same draws.
+        stop: once it is requested, the evaluation is abandoned.
+
+    Raises:
+        StopRequested: on every rank.
     """
     mine = share_of_rank(prompts)
     responses = generate(
@@ -73,6 +79,7 @@ def evaluate_prompts(
         seeds=[[row_seed(seed, prompt.row["id"], i) for i in range(samples)] for prompt in mine],
         temperature=temperature,
         top_p=top_p,
+        stop=stop,
     )
     answered = []
     for prompt, rollouts in zip(mine, responses, strict=True):

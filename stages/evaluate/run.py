@@ -32,10 +32,11 @@ def run(context: StageContext) -> StageResult:
     for number, (stage, folder) in enumerate(chosen):
         context.progress(number, len(chosen), stage)
         model = checkpoint.load_model(checkpoint_of(Path(folder)), settings.model, settings.parallel)
+        before_sft = number == 0 and any(name == "sft" for name, _ in chosen[1:])
         answered = evaluate_prompts(
             Decoder(model),
             tokenizer,
-            prompts,
+            first_of_each_task(prompts, section.prompts_per_task_before_sft) if before_sft else prompts,
             samples=section.samples_per_prompt,
             max_new_tokens=section.max_new_tokens,
             temperature=section.temperature,

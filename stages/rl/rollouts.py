@@ -14,6 +14,7 @@ from m1.generation import gather_shares, generate, row_seed, share_of_rank
 from m1.model.decoder import Decoder
 from m1.profile import Rl
 from m1.tokenizer import Tokenizer
+from m1.training.stopping import StopRequest
 from stages.evaluate.prompts import Prompt
 from stages.rl.objectives import percentile
 from stages.rl.rewards import judge
@@ -25,16 +26,25 @@ class RolloutWorker:
 
     Args:
         seed: with the position of a prompt and the index in its group it fixes a response's random numbers.
+        stop: once it is requested, rollouts are abandoned.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, section: Rl, seed: str) -> None:
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, section: Rl, seed: str, stop: StopRequest) -> None:
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.section = section
         self.seed = seed
+        self.stop = stop
 
     def roll_out(self, prompts: Sequence[tuple[int, Prompt]], window: int, group_size: int) -> list[Group]:
-        """One group per (position, prompt), in that order, the same on every rank. `window`: output limit in tokens."""
+        """One group per (position, prompt), in that order, the same on every rank.
+
+        Args:
+            window: output limit in tokens.
+
+        Raises:
+            StopRequested: on every rank.
+        """
         mine = share_of_rank(prompts)
         rollouts = generate(
             self.decoder,
@@ -43,6 +53,7 @@ class RolloutWorker:
             eos_id=self.tokenizer.eos_id,
             seeds=[[row_seed(self.seed, position, i) for i in range(group_size)] for position, _ in mine],
             repetition=self.section.repetition,
+            stop=self.stop,
         )
         groups = []
         for (position, prompt), responses in zip(mine, rollouts, strict=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from m1.model.decoder import Decoder
 from m1.stage import StageContext, StageResult
 from m1.tokenizer import load_tokenizer
-from m1.training import checkpoint, loop, parallel
+from m1.training import loop, parallel
+from m1.training.saving import Saver
+from m1.training.stopping import StopRequested
 from m1.training.trainer import Trainer
 from stages.evaluate.pass_rate import accuracy_by_task, evaluate_prompts
 from stages.evaluate.prompts import first_of_each_task, read_prompts
@@ -25,7 +26,11 @@ HELDOUT = {"samples": 4, "temperature": 1.0, "top_p": 0.95}
 
 
 def run(context: StageContext) -> StageResult:
-    """Train the parent with the profile's objective; `rl-40k` and `rl-80k` differ in their section alone."""
+    """Train the parent with the profile's objective; `rl-40k` and `rl-80k` differ in their section alone.
+
+    A checkpoint keeps the step, the prompts' cursor, the windows' schedule and what was measured; learning rate and
+    random numbers of the rollouts are functions of them. SIGTERM abandons rollouts; the state is that before the step.
+    """
     settings, section = context.profile, context.section
     check(context.stage, settings)
     loop.start(context)
@@ -36,50 +41,64 @@ def run(context: StageContext) -> StageResult:
         optimizer=section.optimizer,
         moe_aux_loss_coeff=section.moe_aux_loss_coeff,
     )
-    checkpoints = context.output / "checkpoints"
-    newest = checkpoint.newest(checkpoints)
-    if newest is None:
+    saver = Saver(context, trainer)
+    state = saver.resume()
+    if state is None:
         trainer.load(context.parent_checkpoint(), optimizer=False)
-        state: dict[str, Any] = {"step": 0, "cursor": 0, "schedule": None, "notes": [], "heldout": []}
-    else:
-        state = trainer.load(newest)
+        state = {"step": 0, "cursor": 0, "schedule": None, "notes": [], "heldout": []}
     decoder = Decoder(trainer.model)
     tokenizer = load_tokenizer(context.data["tokenizer"])
-    worker = RolloutWorker(decoder, tokenizer, section, f"{settings.seed}/{context.stage}")
+    worker = RolloutWorker(decoder, tokenizer, section, f"{settings.seed}/{context.stage}", saver.stop)
     prompts = read_prompts(context.data["synthesize"] / "train.jsonl", tokenizer, section.max_prompt_length)
     heldout = first_of_each_task(
         read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.evaluate_prompts_per_task
     )
 
-    def measure(step: int) -> None:
+    def measure_if_due() -> None:
         """Held-out pass@1 of the present weights, logged and kept in `state`."""
+        step = state["step"]
+        due = step % section.evaluate_every == 0 or step == section.train_steps
+        if not due or step in [measured for measured, _ in state["heldout"]]:
+            return
         answered = evaluate_prompts(
-            decoder, tokenizer, heldout, max_new_tokens=section.windows[-1], seed=f"{settings.seed}/heldout", **HELDOUT
+            decoder,
+            tokenizer,
+            heldout,
+            max_new_tokens=section.windows[-1],
+            seed=f"{settings.seed}/heldout",
+            stop=saver.stop,
+            **HELDOUT,
         )
         accuracy = {task: entry.value for task, entry in accuracy_by_task(answered).items()}
         state["heldout"].append([step, accuracy])
         context.log_metrics(step, {f"heldout/pass@1/{task}": value for task, value in accuracy.items()})
 
-    if section.max_solve_rate is not None:
-        easy = context.output / "solve_rate.json"
-        prompts, sentence = drop_easy_prompts(worker, prompts, section, settings.seed, easy)
-        state["notes"] = state["notes"] or [sentence]
-    if not state["heldout"]:
-        measure(0)
+    try:
+        if section.max_solve_rate is not None:
+            easy = context.output / "solve_rate.json"
+            prompts, sentence = drop_easy_prompts(worker, prompts, section, settings.seed, easy)
+            state["notes"] = state["notes"] or [sentence]
+        measure_if_due()
+    except StopRequested:
+        saver.leave(state)
     sampler = PromptSampler(prompts, settings.seed, state["cursor"])
     schedule = WindowSchedule(section.windows, section.advance)
     if state["schedule"]:
         schedule.restore(state["schedule"])
 
-    saved, pairs = newest, ([], [])
+    pairs: tuple[list[float], list[float]] = ([], [])
     for step in range(state["step"], section.train_steps):
+        saver.stop_if_asked(state)
         started = time.perf_counter()
-        batch = dynamic_sampling(
-            sampler,
-            lambda chosen: worker.roll_out(chosen, schedule.window, section.group_size),
-            section,
-            parallel.data_parallel_size(),
-        )
+        try:
+            batch = dynamic_sampling(
+                sampler,
+                lambda chosen: worker.roll_out(chosen, schedule.window, section.group_size),
+                section,
+                parallel.data_parallel_size(),
+            )
+        except StopRequested:
+            saver.leave(state)
         rolled_out = time.perf_counter()
         plan = plan_updates(
             batch.groups,
@@ -109,16 +128,17 @@ def run(context: StageContext) -> StageResult:
         pairs = agreement.pairs if trained else pairs
 
         last = step + 1 == section.train_steps
-        if last or (step + 1) % section.evaluate_every == 0:
-            measure(step + 1)
         if context.rank == 0 and (step == 0 or last or (step + 1) % section.evaluate_every == 0):
             write_rollouts(context.output / "rollouts" / f"step_{step + 1:05d}.jsonl", batch)
-        if last or (step + 1) % section.checkpoint_every == 0:
-            state |= {"step": step + 1, "cursor": sampler.cursor, "schedule": schedule.state()}
-            saved = trainer.save(checkpoint.step_folder(checkpoints, step + 1), state)
-            checkpoint.keep_newest(checkpoints, 1 if last else loop.KEPT_CHECKPOINTS)
+        state |= {"step": step + 1, "cursor": sampler.cursor, "schedule": schedule.state()}
+        try:
+            measure_if_due()
+        except StopRequested:
+            saver.leave(state)
+        if not last and (step + 1) % section.checkpoint_every == 0:
+            saver.save(state)
 
-    assert saved is not None
+    saved = saver.finish(state)
     (_, before), (_, after) = state["heldout"][0], state["heldout"][-1]
     result = context.finish(
         checkpoint=saved,

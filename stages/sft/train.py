@@ -36,10 +36,10 @@ def run(context: StageContext) -> StageResult:
 
     def batches(step: int) -> list[Batch]:
         chosen = [samples[shuffled(len(samples), profile.seed, i)] for i in range(step * size, (step + 1) * size)]
-        answers = sample_batches(chosen, settings.micro_batch_size, rank, ranks)
+        answers = sample_batches(chosen, settings.micro_batch_size, rank, ranks, packed=settings.packed)
         return answers + replay(step)
 
-    held_out = even_batches(unseen, settings.micro_batch_size, rank, ranks)
+    held_out = even_batches(unseen, settings.micro_batch_size, rank, ranks, packed=settings.packed)
     steps = max(1, math.ceil(settings.epochs * len(samples) / size))
     final, before, after = loop.train(
         context,

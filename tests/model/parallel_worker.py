@@ -1,13 +1,18 @@
-"""Run under torchrun by test_layouts: the small hybrid at several layouts of two ranks, put together again.
+"""Run under torchrun by test_layouts: jobs at several layouts, one after another in the same processes.
 
-usage: parallel_worker.py FOLDER LAYOUT...   where a layout is a comma-separated list of FIELD=SIZE of
-`m1.profile.Parallel`, and its result goes to FOLDER/LAYOUT.pt
+usage: parallel_worker.py JOBS FOLDER   where JOBS is a JSON file: a list of {"name", "kind", "layout", ...}, and every
+result goes to FOLDER/NAME.pt
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
+import layout_case
 import torch
 import torch.distributed as dist
 from small_model import SMALL
@@ -29,7 +34,7 @@ def joined(tensor: torch.Tensor, name: str, dim: int, group) -> torch.Tensor:
     return torch.cat([gathered(half, dim, group) for half in halves])
 
 
-def compute(layout: Parallel) -> dict:
+def gradients(layout: Parallel) -> dict:
     """Logits, whole weights and whole gradients of a loss that weights the logits with fixed random numbers."""
     parallel.initialize(layout, 1)
     model = build_model(SMALL, layout, seed=7, rotary_base=50_000.0)
@@ -53,15 +58,26 @@ def compute(layout: Parallel) -> dict:
     return {"logits": logits, "parameters": parameters, "gradients": gradients}
 
 
+def run(job: dict[str, Any]) -> Any:
+    layout = Parallel(world_size=dist.get_world_size(), **job["layout"])
+    if job["kind"] == "gradients":
+        return gradients(layout)
+    save = Path(job["save"]) if "save" in job else None
+    steps = range(job.get("steps", layout_case.STEPS))
+    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"], steps=steps, save=save)
+
+
 def main() -> None:
     from megatron.core import parallel_state  # after m1.model has prepared it for this machine
 
-    folder, *layouts = sys.argv[1:]
-    for text in layouts:
-        sizes = {name: int(size) for name, size in (field.split("=") for field in text.split(","))}
-        result = compute(Parallel(world_size=2, **sizes))
+    jobs, folder = sys.argv[1:]
+    dist.init_process_group("gloo")
+    for job in json.loads(Path(jobs).read_text()):
+        started = time.time()
+        result = run(job)
         if dist.get_rank() == 0:
-            torch.save(result, f"{folder}/{text}.pt")
+            torch.save(result, f"{folder}/{job['name']}.pt")
+            print(f"{job['name']}: {time.time() - started:.1f} s", flush=True)
         dist.barrier()
         parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

@@ -2,18 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from m1 import paths, profile, stage
+from m1.errors import Checkpointed
 from m1.profile import TaskRange
 
 PARENT_STAGE = "context-extension"
 OVERRIDES = {
+    "checkpoints.stop_seconds": 600.0,
     "parallel.world_size": 1,
     "model.num_layers": 4,
     "model.softmax_every": 4,
@@ -165,6 +169,38 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(world, finished):
     one, two = weights_of(finished, settings), weights_of(world / "killed", settings)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert stage.load_result(world / "killed").before == stage.load_result(finished).before
+
+
+@pytest.mark.parametrize("call", [5, 30, 60])
+def test_sigterm_abandons_rollouts_and_going_on_is_bit_for_bit_the_whole_run(world, finished, monkeypatch, call):
+    """The signal arrives while tokens are generated, first for an evaluation; saved is the state before that step."""
+    from m1.model.decoder import Decoder
+    from m1.training import parallel
+    from stages.rl.train import run
+
+    again, calls, step = request(world, "rl-40k", f"stopped_{call}"), [0], Decoder.step
+
+    def counted(self, cache, tokens):
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # a token takes longer at a size where it matters
+        return step(self, cache, tokens)
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Checkpointed):
+        run(stage.StageContext(again))
+    signal.signal(signal.SIGTERM, before)
+    parallel.shutdown()
+    assert calls[0] == call, "not one token more"
+    run(stage.StageContext(again))
+    assert steps_of(world / f"stopped_{call}") == steps_of(finished)
+    heldout = [
+        line for line in stage.read_metrics(world / f"stopped_{call}") if "heldout/pass@1/mean" in line["metrics"]
+    ]
+    assert [line["step"] for line in heldout] == [0, 2, 4]
+    assert stage.load_result(world / f"stopped_{call}").before == stage.load_result(finished).before
 
 
 def test_two_ranks_generate_and_train_on_the_same_as_one(world, finished):

@@ -21,9 +21,9 @@ def make_trainer():
 
     parallel.initialize(Parallel(), 1)
 
-    def make(**settings):
+    def make(precision="fp32", **settings):
         settings.setdefault("optimizer", Optimizer(eps=1e-8))
-        return Trainer(VERY_SMALL, Parallel(), seed=3, **settings)
+        return Trainer(VERY_SMALL, Parallel(precision=precision), seed=3, **settings)
 
     return make
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
 from m1.errors import UsageError
-from m1.training.batch import full_batch, padded_batch
+from m1.training.batch import full_batch, packed_batch, padded_batch
 from m1.training.data import Sample, TokenStream, even_batches, sample_batches, shuffled
 
 ids = st.lists(st.integers(1, 99), min_size=1, max_size=20)
@@ -21,6 +21,7 @@ sequences = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_the_labels_that_count_are_exactly_the_responses(pairs: list[tuple[list[int], list[int]]]) -> None:
     values = [[float(i) for i in range(len(response))] for _, response in pairs]
@@ -33,11 +34,54 @@ def test_the_labels_that_count_are_exactly_the_responses(pairs: list[tuple[list[
         assert batch.tokens[row][~batch.padding_mask[row]].tolist() == (prompt + response)[:-1]
 
 
+@settings(deadline=None)
+@given(sequences)
+def test_a_packed_row_holds_what_the_padded_rows_hold(pairs: list[tuple[list[int], list[int]]]) -> None:
+    samples, starts = [p + r for p, r in pairs], [len(p) for p, _ in pairs]
+    values = {"value": [[float(i) for i in range(len(response))] for _, response in pairs]}
+    padded, packed = padded_batch(samples, starts, extra=values), packed_batch(samples, starts, extra=values)
+    for name in ("tokens", "labels", "loss_mask", "positions"):
+        real = [getattr(padded, name)[~padded.padding_mask], getattr(packed, name)[~packed.padding_mask]]
+        assert torch.equal(*real), name
+    assert torch.equal(padded.extra["value"][~padded.padding_mask], packed.extra["value"][~packed.padding_mask])
+    assert packed.tokens.shape[0] == 1 and packed.tokens.shape[1] % 8 == 0
+    assert packed.offsets is not None and packed.offsets[-1] == packed.tokens.shape[1]
+    starts_of_samples = (packed.positions[0] == 0).nonzero().flatten().tolist()
+    assert starts_of_samples == list(packed.offsets[:-1])
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 3), length=st.sampled_from([8, 12, 20]), ranks=st.sampled_from([1, 2, 4]))
+def test_parts_of_a_batch_are_its_tokens_in_order(rows: int, length: int, ranks: int) -> None:
+    batch = full_batch(torch.arange(rows * (length + 1)).view(rows, -1))
+    parts = [batch.part(rank, ranks) for rank in range(ranks)]
+    for name in ("tokens", "labels", "positions"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], dim=1), getattr(batch, name))
+
+
+def test_a_resized_batch_adds_nothing_that_counts() -> None:
+    batch = padded_batch([[1, 2, 3, 4], [5, 6]], [1, 1], extra={"value": [[1.0, 2.0, 3.0], [4.0]]})
+    larger = batch.resized(3, 20)
+    assert larger.tokens.shape == larger.extra["value"].shape == (3, 20)
+    assert larger.num_tokens == batch.num_tokens == 4
+    assert torch.equal(larger.tokens[~larger.padding_mask], batch.tokens[~batch.padding_mask])
+    packed = packed_batch([[1, 2, 3, 4], [5, 6]], [1, 1]).resized(1, 20)
+    assert packed.offsets == (0, 3, 4, 8, 20) and packed.positions[0, 8:].tolist() == list(range(12))
+    assert batch.empty().num_tokens == 0 and batch.empty().padding_mask.all()
+
+
+def test_rows_end_to_end_are_packed_samples() -> None:
+    flat = full_batch(torch.arange(14).view(2, 7)).in_one_row()
+    assert flat.offsets == (0, 6, 12) and flat.tokens[0].tolist() == [*range(6), *range(7, 13)]
+    assert flat.positions[0].tolist() == [*range(6), *range(6)]
+
+
 def test_labels_of_a_full_batch_are_the_next_tokens() -> None:
     batch = full_batch(torch.arange(12).view(2, 6))
     assert torch.equal(batch.labels, batch.tokens + 1) and batch.num_tokens == 10
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 40), seed=st.integers(0, 5), epochs=st.integers(1, 3))
 def test_every_epoch_visits_every_element_once(count: int, seed: int, epochs: int) -> None:
     order = [shuffled(count, seed, index) for index in range(count * epochs)]
@@ -45,6 +89,7 @@ def test_every_epoch_visits_every_element_once(count: int, seed: int, epochs: in
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
+@settings(deadline=None)
 @given(size=st.sampled_from([4, 8, 12]), ranks=st.sampled_from([1, 2]))
 def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks: int) -> None:
     samples = [Sample(list(range(1, 3 + i)), 1) for i in range(size)]
@@ -54,6 +99,7 @@ def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks:
     assert sorted(lengths) == sorted(len(sample.ids) - 1 for sample in samples)
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 20), micro=st.integers(1, 8), ranks=st.sampled_from([1, 2, 3]))
 def test_any_number_of_held_out_samples_gives_every_rank_the_same_number_of_batches(
     size: int, micro: int, ranks: int
