@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed
@@ -93,11 +93,6 @@ class Clock:
         return lambda: setattr(owner, name, original)
 
 
-class Runner(Protocol):
-    def step(self, tokens: Tensor) -> float: ...
-    def watch(self, clock: Clock) -> Callable[[], None]: ...
-
-
 class Ours:
     """This project's trainer, one data-parallel rank of it."""
 
@@ -129,7 +124,8 @@ class Ours:
         save_file({name: w.float().contiguous() for name, w in weights.items()}, folder / "model.safetensors")
 
     def watch(self, clock: Clock) -> Callable[[], None]:
-        trainer, model, handles = self.trainer, self.trainer.model, []
+        trainer, model = self.trainer, self.trainer.model
+        handles: list[Any] = []
         for layer in model.decoder.layers:
             softmax = self.settings.is_softmax_layer(layer.layer_number - 1)
             attention = "softmax attention" if softmax else "lightning attention"
@@ -192,7 +188,7 @@ class Transformers:
         self.clock: Clock | None = None
 
     def step(self, tokens: Tensor) -> float:
-        part = self.clock.part if self.clock else contextlib.nullcontext
+        part: Callable[..., Any] = self.clock.part if self.clock else contextlib.nullcontext
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             with part("forward"):
                 logits = self.module(input_ids=tokens[:, :-1], use_cache=False).logits
