@@ -9,7 +9,9 @@ from typing import Any
 from infra import dvc
 from m1 import paths
 from m1 import profile as profiles
+from m1.arithmetic import forward_flops, training_flops
 from m1.errors import UsageError
+from m1.planning.work import rl_cost
 from m1.profile import DATA_STAGES, READS, STAGES, TRAINING_STAGES, Profile
 from m1.stage import (
     REQUEST,
@@ -300,8 +302,7 @@ def expected_tokens(settings: Profile, stage: str) -> tuple[int | None, bool]:
     if stage == "context-extension":
         return sum(s.train_steps * s.global_batch_size * s.sequence_length for s in part.stages), False
     if stage in ("rl-40k", "rl-80k"):
-        length = part.max_prompt_length + sum(part.windows) / len(part.windows)
-        return int(part.train_steps * part.prompts_per_step * part.group_size * length), True
+        return int(rl_cost(settings, stage).tokens), True
     if stage == "evaluate":
         checkpoints = len([name for name in settings.order[: settings.order.index(stage)] if name in TRAINING_STAGES])
         prompts = part.prompts_per_task * len(settings.synthesize.tasks)
@@ -313,11 +314,9 @@ def expected_tokens(settings: Profile, stage: str) -> tuple[int | None, bool]:
 def expected_flops(settings: Profile, stage: str) -> float | None:
     """Floating-point operations for `expected_tokens`.
 
-    Training counts forward and backward. Reinforcement learning adds the forward pass of its rollouts, and evaluation
-    is forward passes only: a third of a training step's operations each.
+    Training counts forward and backward. Reinforcement learning adds two forward passes, for its rollouts and for the
+    old log-probabilities; evaluation is forward passes only.
     """
-    from m1.arithmetic import training_flops
-
     tokens, _ = expected_tokens(settings, stage)
     part: Any = settings.section(stage)
     if tokens is None:
@@ -326,11 +325,20 @@ def expected_flops(settings: Profile, stage: str) -> float | None:
         steps = [(s.train_steps * s.global_batch_size * s.sequence_length, s.sequence_length) for s in part.stages]
         return float(sum(training_flops(settings.model, count, length) for count, length in steps))
     if stage in ("rl-40k", "rl-80k"):
-        length = part.max_prompt_length + max(part.windows)
-        return training_flops(settings.model, tokens, length) * 4 / 3
+        return rl_cost(settings, stage).flops
     if stage == "evaluate":
-        return training_flops(settings.model, tokens, settings.rl_40k.max_prompt_length + part.max_new_tokens) / 3
+        return forward_flops(settings.model, tokens, settings.rl_40k.max_prompt_length + part.max_new_tokens)
     return float(training_flops(settings.model, tokens, part.sequence_length))
+
+
+def expected(settings: Profile) -> dict[str, dict[str, float | None]]:
+    """stage -> {"tokens", "flops"} of every stage that processes tokens, for the report's table of plan and actual."""
+    found: dict[str, dict[str, float | None]] = {}
+    for stage in settings.order:
+        tokens, bound = expected_tokens(settings, stage)
+        if tokens is not None:
+            found[stage] = {"tokens": tokens, "flops": expected_flops(settings, stage), "bound": bound}
+    return found
 
 
 def _run_name(run: str | None) -> str:
@@ -341,4 +349,14 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)
 
 
-__all__ = ["Row", "code_digest", "expected_flops", "expected_tokens", "find_upstream", "load_profile", "plan", "select"]
+__all__ = [
+    "Row",
+    "code_digest",
+    "expected",
+    "expected_flops",
+    "expected_tokens",
+    "find_upstream",
+    "load_profile",
+    "plan",
+    "select",
+]

@@ -333,7 +333,7 @@ def check(device: str) -> None:
                 raise SystemExit(f"{name} {dtype} is off by {error:.1e}, above {limit:.0e}: no benchmark")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="1K and 4K only, under a minute")
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=HEADS, help=f"heads of the comparison (default {HEADS})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--autotune", action="store_true", help="time Triton block sizes and print the table (cuda)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")
     if options.autotune and options.device != "cuda":

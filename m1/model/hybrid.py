@@ -263,8 +263,10 @@ def initialize_weights(hybrid: HybridModel, seed: int) -> None:
     """Xavier-normal weights with DeepNorm's scale on values, outputs and experts (MiniMax-01 §4.2); norms at one.
 
     Every weight is drawn whole from a generator seeded by (seed, global name) and then cut to this rank's part, so
-    that one seed gives one model at every layout.
+    that one seed gives one model at every layout. On the meta device there is nothing to draw.
     """
+    if next(hybrid.parameters()).is_meta:
+        return
     beta = hybrid.settings.deepnorm_beta
     for name, parameter in hybrid.named_parameters():
         if parameter.dim() == 1:

@@ -71,6 +71,7 @@ class Trainer:
     Attributes:
         chunks: the parts of the model that this rank holds, several under the interleaved pipeline schedule.
         model: the first of them, which is the whole model where neither layers nor weights are split.
+        tokens_seen: input tokens of all steps on all ranks, without padding; kept in checkpoints.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Trainer:
         self.optimizer = get_megatron_optimizer(
             settings, self.ddps, config_overrides=overrides, use_gloo_process_groups=False
         )
+        self.tokens_seen = 0.0
         for group in self.optimizer.param_groups:
             group["fused"] = True  # torch's AdamW then makes one pass over the memory instead of a dozen
 
@@ -143,8 +145,8 @@ class Trainer:
         """One optimizer step on this rank's micro-batches (every rank passes the same number of them).
 
         Returns:
-            The loss function's sums divided by the global number of tokens, "grad_norm", "tokens" (global), and what
-            the routers tell (`Routing.end_step`).
+            The loss function's sums divided by the global number of tokens, "grad_norm", "tokens" (global),
+            "tokens_seen", and what the routers tell (`Routing.end_step`).
 
         Raises:
             NonFiniteGradient: the gradient norm is not finite; weights and optimizer state are as before.
@@ -165,8 +167,9 @@ class Trainer:
                 "Lower the learning rate or the gradient clip, and rerun: it continues from the last checkpoint.",
             )
         self.optimizer.step()
+        self.tokens_seen += sums.pop("inputs", 0.0)
         metrics = _per_token(sums)
-        metrics["grad_norm"] = norm
+        metrics |= {"grad_norm": norm, "tokens_seen": self.tokens_seen}
         return {**metrics, **self.routing.end_step()}
 
     @torch.no_grad()
@@ -259,7 +262,7 @@ class Trainer:
     def _forward_backward(
         self, batches: list[Batch], loss_function: LossFunction, *, forward_only: bool
     ) -> dict[str, float]:
-        """Sums of the loss function over prepared micro-batches and ranks, with the key "tokens"."""
+        """Sums of the loss function over prepared micro-batches and ranks, with the keys "tokens" and "inputs"."""
         from megatron.core import parallel_state
 
         device = torch.device(torch.cuda.current_device())
@@ -268,8 +271,9 @@ class Trainer:
         def finish(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             loss, tokens, sums = loss_function(token_logprobs(logits, batch.labels), batch)
             self._tokens += tokens.detach()
+            counts = {"tokens": tokens.detach(), "inputs": (~batch.padding_mask).sum()}
             # The whole number that Megatron adds up is not used: `_finalize_gradients`.
-            return loss, tokens.detach().to(torch.int), {**sums, "tokens": tokens.detach()}
+            return loss, tokens.detach().to(torch.int), {**sums, **counts}
 
         reports = self._schedule(batches, finish, forward_only=forward_only)
         names = sorted(reports[0]) if reports else []
@@ -376,12 +380,14 @@ class Trainer:
 
     def begin_save(self, writer: checkpoint.Writer, folder: Path, state: dict[str, Any]) -> None:
         """As `save`, complete once the writer has finished; the training may go on."""
-        writer.begin(folder, _Whole(self.chunks), self.optimizer, {**state, "rotary_base": self.model.rotary_base})
+        state = {**state, "rotary_base": self.model.rotary_base, "tokens_seen": self.tokens_seen}
+        writer.begin(folder, _Whole(self.chunks), self.optimizer, state)
 
     def load(self, folder: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
         state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None, verified=verified)
         self.set_rotary_base(state["rotary_base"])
+        self.tokens_seen = state.get("tokens_seen", 0.0) if optimizer else 0.0
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
         return state
@@ -422,5 +428,5 @@ def _last_stage() -> int:
 
 
 def _per_token(sums: dict[str, float]) -> dict[str, float]:
-    tokens = sums.pop("tokens", 0.0)
+    tokens, _ = sums.pop("tokens", 0.0), sums.pop("inputs", 0.0)
     return {**{name: value / max(tokens, 1.0) for name, value in sums.items()}, "tokens": tokens}
