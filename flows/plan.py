@@ -17,6 +17,7 @@ from m1.stage import (
     REQUEST,
     STAGE_INFO,
     StageRequest,
+    base_model,
     code_digest,
     data_digest,
     fingerprint,
@@ -215,6 +216,7 @@ def _run_row(
     row = Row(stage, "run", "", tokens=tokens, bound=bound)
     row.inputs = [_data_input(settings, name) for name in READS[stage]]
     if rerun or above:
+        base_model(stage, settings)  # a base model that does not fit is named now, not after the data is made
         if above:
             row.inputs.append(f"{parent_stage} (new)")
         source = " and ".join([*rerun, *above])  # type: ignore[list-item]
@@ -225,6 +227,8 @@ def _run_row(
     row.output = Path(request.output)
     if request.parent is not None:
         row.inputs.append(_shown(Path(request.parent)))
+    if request.init_from is not None:
+        row.inputs.append(f"base model {request.init_from['folder']} {request.init_from['digest'][:8]}")
     if force:
         row.reason = "forced"
     elif load_result(row.output) is not None:
@@ -265,6 +269,8 @@ def why_run(request: StageRequest) -> str:
         reasons.append(f"profile: seed {old['profile']['seed']} -> {request.profile['seed']}")
     changed = [name for name, value in request.data_digests.items() if old["data_digests"].get(name) != value]
     reasons += [f"data: {name} has other content" for name in changed]
+    if (old.get("init_from") or {}).get("digest") != (request.init_from or {}).get("digest"):
+        reasons.append(f"base model: {(request.init_from or {}).get('folder', 'none')} instead of the one before")
     if old["parent"] != request.parent:
         reasons.append(f"upstream: starts from {_run_name(request.parent)}, was {_run_name(old['parent'])}")
     elif old["history"] != request.history and request.stage == "evaluate":
@@ -285,7 +291,8 @@ def _code_changed(stage: str, recorded: str, old: dict[str, Any]) -> bool:
     except UsageError:
         return True  # the profile's own form has changed since, which is code
     digests = old["data_digests"]
-    return fingerprint(stage, settings, digests, parent.fingerprint if parent else None, history) != recorded
+    base = (old.get("init_from") or {}).get("digest")
+    return fingerprint(stage, settings, digests, parent.fingerprint if parent else None, history, base) != recorded
 
 
 # --- how much work it is --------------------------------------------------------------------------------------------

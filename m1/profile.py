@@ -264,6 +264,11 @@ class Training(Section):
 
 
 class Pretrain(Training):
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of a base model in safetensors; without it training starts from the seed",
+    )
     train_steps: int = Field(ge=1)
     evaluate_every: int = Field(ge=1)
 
@@ -416,8 +421,21 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """Safetensors in the transformers layout, loaded back and compared before they count as done."""
+    """Safetensors that others read, checked before they count as done."""
 
+    layout: Literal["transformers", "minimax-m1"] = Field(
+        "transformers", description="for transformers' MiniMaxForCausalLM, or as MiniMax-M1 was released (vLLM)"
+    )
+    head_precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the LM head, which is trained in float32; bf16 rounds it, as the released checkpoint does",
+    )
+    shard_gigabytes: float = Field(5.0, gt=0, description="largest file of weights, in 10^9 bytes")
+    check: Literal["logits", "weights"] = Field(
+        "logits",
+        description="weights: every tensor read back, bit for bit, one at a time; logits: also log-probabilities "
+        "beside the training model, which takes both models in the memory of one process",
+    )
     check_tokens: int = Field(ge=1, description="length of the sequence on which both models are compared")
     tolerance: float = Field(gt=0, description="largest allowed absolute difference of the log-probabilities")
 
@@ -534,6 +552,10 @@ class Profile(Section):
                     f"{name}: prompts_per_step={rl.prompts_per_step} and responses per update={batch} must be "
                     f"multiples of the data-parallel size {replicas}"
                 )
+        if self.export.head_precision == "bf16" and self.parallel.precision == "fp32":
+            raise ValueError(
+                "export: head_precision=bf16 with parallel.precision=fp32 would store the LM head coarser than the rest"
+            )
         longest = max(stage.sequence_length for stage in self.context_extension.stages)
         if longest > self.model.max_position_embeddings:
             raise ValueError(

@@ -31,7 +31,7 @@ def summary(settings: Profile, rows: list[planning.Row], price: Price, hardware:
         flops = planning.expected_flops(settings, row.stage)
         hours = None if flops is None else work.stage_hours(settings, row.stage, flops, price)
         dollars = None if hours is None else hours * price.dollars
-        stage = {"stage": row.stage, "action": row.action, "reason": row.reason, "inputs": row.inputs}
+        stage: dict[str, Any] = {"stage": row.stage, "action": row.action, "reason": row.reason, "inputs": row.inputs}
         bound = {"tokens": row.tokens, "tokens_are_a_bound": row.bound, "flops": flops}
         stages.append({**stage, **bound, "gpu_hours": hours, "dollars": dollars})
     return {

@@ -269,7 +269,7 @@ def report(
 ) -> dict[str, Any]:
     """The record of one comparison from (our seconds, peer's seconds) of every round."""
     ratios = [peer / ours for ours, peer in pairs]
-    record = {
+    record: dict[str, Any] = {
         "case": case,
         "metric": "training speed",
         "unit": "tokens/s",

@@ -13,10 +13,11 @@ from torch import Tensor
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
 from m1.errors import M1Error
+from m1.interchange import Base
 from m1.model.attention import Packing
 from m1.model.hybrid import HybridModel, build_model
 from m1.profile import Model, Optimizer, Parallel
-from m1.training import checkpoint
+from m1.training import base, checkpoint
 from m1.training.batch import Batch
 from m1.training.routing import Routing
 
@@ -391,6 +392,12 @@ class Trainer:
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
         return state
+
+    def load_base(self, found: Base) -> list[str]:
+        """Take the weights of a base model (`m1.interchange.inspect`), with a fresh optimizer; returns notes."""
+        notes = [note for chunk in self.chunks for note in base.load(found, chunk)]
+        self.optimizer.reload_model_params()
+        return list(dict.fromkeys(notes))
 
 
 class _Whole:
