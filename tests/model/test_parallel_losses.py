@@ -34,16 +34,13 @@ CONTEXT: dict[str, Any] = {"context_parallel_size": 2}
 #: Name -> layout, and whether samples are packed, of twenty steps of training on two ranks.
 TWO_RANKS: dict[str, tuple[dict[str, Any], bool]] = {
     "tp2": (TENSORS, False),
-    "tp2-experts-split": (TENSORS_AND_EXPERTS, False),
     "pp2": (STAGES, False),
-    "pp2-uneven": ({**STAGES, "pipeline_layers": [4, 2]}, False),
     "pp2-interleaved-uneven": ({**INTERLEAVED, "pipeline_layers": [1, 2, 2, 1]}, False),
     "ep2-alltoall": ({**EXPERTS, "moe_token_dispatcher": "alltoall"}, False),
     "ep2-allgather": ({**EXPERTS, "moe_token_dispatcher": "allgather"}, False),
     "cp2": (CONTEXT, False),
     "cp2-packed": (CONTEXT, True),
     "dp2": ({}, False),
-    "dp2-recompute": ({"recompute": "full"}, False),
     "tp2-ep2": ({**TENSORS, **EXPERTS}, False),
 }
 FOUR_RANKS: dict[str, tuple[dict[str, Any], bool]] = {
