@@ -24,7 +24,7 @@ WORK = "/work"
 #: The keeper's user and the job's; neither has a capability.
 KEEPER_USER, JOB_USER = "1001:1001", "1000:1000"
 #: Seconds for what only our own programs do: starting, laying in files, accounting.
-PATIENCE = 60.0
+PATIENCE = 120.0
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",

@@ -147,7 +147,9 @@ def _report(
     return TestReport(kind, outcomes, result.seconds, message, bool(faults), failures, result.output)
 
 
-def _complete(outcomes: dict[str, str], failures: dict[str, str], collected: list[str], tests: list[str] | None) -> None:
+def _complete(
+    outcomes: dict[str, str], failures: dict[str, str], collected: list[str], tests: list[str] | None
+) -> None:
     """What was collected or asked for and has no outcome of its own is an error."""
     for node in collected:
         if node not in outcomes:

@@ -11,9 +11,7 @@ import os
 import struct
 import sys
 import types
-import unittest.mock
 
-import _pytest._io.pprint
 import pytest
 from _pytest.assertion.rewrite import AssertionRewritingHook
 from _pytest.config import builtin_plugins
@@ -126,7 +124,6 @@ class Reporter:
         self.config = session.config
         self.hooks = self._hooks()
 
-
     def pytest_collectreport(self, report):
         if report.failed:
             self.send({"broken": report.nodeid, "why": why(report)})
@@ -135,7 +132,6 @@ class Reporter:
     def pytest_collection_modifyitems(self, items):
         if self.wanted is not None:
             items[:] = [item for item in items if self._is_wanted(item.nodeid)]
-
 
     def _is_wanted(self, node_id):
         if node_id.startswith(self.extra):
@@ -165,13 +161,12 @@ class Reporter:
     def pytest_runtest_call(self, item):
         before = self.items.get(item.nodeid)
         function = plain(item)
-        if before is None or before[:2] != (item, type(item)) or "runtest" in vars(item):
-            self._blame(f"{item.nodeid} was exchanged")
-        elif function is not before[2] or getattr(function, "__code__", None) is not before[3]:
+        now = (item, type(item), function, getattr(function, "__code__", None))
+        same = before is not None and all(one is other for one, other in zip(before, now))
+        if not same or "runtest" in vars(item):
             self._blame(f"{item.nodeid} was exchanged")
         if sys.gettrace() or sys.getprofile():
             self._blame("a trace function was set")
-
 
     def pytest_runtest_logreport(self, report):
         phases = self.phases.setdefault(report.nodeid, [])
@@ -187,7 +182,6 @@ class Reporter:
         self._look("all")
         self._look_at_stack()
         self.send({"finish": int(exitstatus)})
-
 
     # -- what may not change
 
