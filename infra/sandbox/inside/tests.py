@@ -75,6 +75,15 @@ class Fingerprint:
             if isinstance(constant, types.CodeType):
                 self._add_codes(constant, space)
 
+    def settle(self):
+        """Take over what pytest itself has changed while it was configured (`legacypath` adds methods)."""
+        for place, (space, name, value, where) in enumerate(self.places):
+            now = space.get(name)
+            if now is not value:
+                self.places[place] = (space, name, now, where)
+                self._look_into(now, where, set(), "")
+        self.classes = [(cls, {*names, *vars(cls)}, where) for cls, names, where in self.classes]
+
     def changed(self):
         """Name of the first thing that is not as it was, or None."""
         for space, name, value, where in self.places:
@@ -121,6 +130,8 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session):
+        for fingerprint in known.values():
+            fingerprint.settle()
         self.config = session.config
         self.hooks = self._hooks()
 
