@@ -241,7 +241,7 @@ def _ask(stream: Stream, head: dict[str, Any], contents: list[bytes]) -> dict[st
     stream.send(head, PATIENCE, contents)
     answer = stream.receive(time.monotonic() + PATIENCE, 0)
     if answer is None:
-        raise Nonsense("output before the job")
+        raise Nonsense("output in place of an answer")
     if "error" in answer[0]:
         raise Unusable(f"the job's files could not be laid in: {answer[0]['error']}")
     return answer[0]

@@ -5,12 +5,15 @@ Attacks on the outcome of a test run are in test_forgery.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import docker.errors
 import pytest
 from sandbox_jobs import SMALL, python
 
@@ -105,8 +108,8 @@ if os.fork() == 0:
 time.sleep(1); print("done")
 """
     result = sandbox.run(python(code))
-    assert result.kind is Kind.OK and result.exit_code == 0 and result.output.endswith("done\n")
-    assert result.seconds < 30
+    assert result.kind is Kind.OK and result.exit_code == 0 and "done\n" in result.output
+    assert result.output.count("still here") < 30 and result.seconds < 30
 
 
 def test_endless_loop_that_ignores_term(sandbox: Sandbox) -> None:
@@ -169,8 +172,9 @@ print(sum(name.isdigit() for name in os.listdir("/proc")) < 6)
 def test_writing_outside_the_work_area(sandbox: Sandbox) -> None:
     code = """
 import os
+memory = ("/dev/shm", "/dev/mqueue")  # the container's own, bounded, gone with it
 for folder, _, files in os.walk("/"):
-    if folder.startswith(("/proc", "/sys")) or folder.split("/")[1] in ("work", "tmp") or folder == "/dev/shm":
+    if folder.startswith(("/proc", "/sys")) or folder.split("/")[1] in ("work", "tmp") or folder in memory:
         continue
     for path in (folder + "/new", *(folder + "/" + name for name in files[:3])):
         if path.startswith("/dev/") and not path.endswith("new"): continue
@@ -312,6 +316,11 @@ def test_stopping_the_runner_is_a_timeout(sandbox: Sandbox) -> None:
 def test_no_container_of_an_attack_is_left(sandbox: Sandbox) -> None:
     """Runs last in this file: all that remains is warm, young and idle."""
     sandbox.run(python("print(1)"))
+    time.sleep(1.0)  # the pool fills
     found = engine.client().containers(filters={"label": f"{engine.OWNER}={engine.owner()}"})
-    commands = [str(engine.client().top(container["Id"])["Processes"]) for container in found]
+    commands = []
+    for container in found:
+        with contextlib.suppress(docker.errors.APIError):  # it was being removed
+            commands.append(str(engine.client().top(container["Id"])["Processes"]))
+    assert len(commands) >= 1
     assert not [command for command in commands if "job.py" in command or "_m1.py" in command]

@@ -162,7 +162,7 @@ def test_outcomes_agree_with_pytest(sandbox: Sandbox, tmp_path: Path) -> None:
         node = "::".join(["test_kinds.py", *parts, case.attrib["name"]])
         outcome = next((names[child.tag] for child in case if child.tag in names), "passed")
         expected[node] = max(expected.get(node, "passed"), outcome, key=["passed", "skipped", "failed", "error"].index)
-    assert len(expected) == 26
+    assert len(expected) == 24
     report = run_tests(sandbox, {"test_kinds.py": MANY_KINDS}, None, SMALL)
     assert not report.tampered and report.kind is Kind.OK, report
     assert report.outcomes == expected
@@ -336,7 +336,7 @@ import _pytest.reports as r
 get = object.__getattribute__
 r.TestReport.__getattribute__ = lambda s, n: "passed" if n == "outcome" else False if n == "failed" else get(s, n)
 """,
-    "builtins": "import builtins; builtins.isinstance = lambda a, b, real=isinstance: True",
+    "builtins": "import builtins; builtins.all = lambda values: True",
     "defaults": "import _pytest.runner as r; r.call_and_report.__defaults__ = (False,)",
     "writing of json": """
 import json
@@ -374,9 +374,9 @@ class Loader(importlib.abc.Loader):
     def exec_module(self, module): exec("def test_later(): pass", module.__dict__)
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "test_b": return importlib.util.spec_from_loader(name, Loader(), origin="/work/tests/test_b.py")
+        if name == "test_b": return importlib.util.spec_from_file_location(name, path_b, loader=Loader())
+path_b = "/work/tests/test_b.py"
 sys.meta_path.insert(0, Finder())
-import sys
 """,
     "a hook found by walking frames": FRAMES
     + """

@@ -150,7 +150,10 @@ class Reporter:
         if node_id in self.wanted:
             return True
         parts = node_id.split("[")[0].split("::")
-        return any("::".join(parts[:count]) in self.wanted for count in range(1, len(parts) + 1))
+        folders = parts[0].split("/")
+        found = {"::".join(parts[:count]) for count in range(1, len(parts) + 1)}
+        found |= {"/".join(folders[:count]) for count in range(1, len(folders))}
+        return not self.wanted.isdisjoint(found)
 
     def pytest_collection_finish(self, session):
         self._look("all")
@@ -235,8 +238,9 @@ def plain(item):
 
 def why(report):
     crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
-    text = crash.message if crash is not None else getattr(report, "longreprtext", "")
-    return next(iter(str(text).strip().splitlines()), "")[:300]
+    lines = str(crash.message if crash is not None else getattr(report, "longreprtext", "")).strip().splitlines()
+    marked = [line[1:].strip() for line in lines if line.startswith("E  ")]
+    return (marked[-1] if marked else lines[0] if lines else "")[:300]
 
 
 def judge(phases):
