@@ -67,7 +67,7 @@ def run_tests(
         UsageError: a path is not a plain relative path, or `protected` names what is not in `files`.
     """
     canary = f".m1/test_{secrets.token_hex(8)}.py"
-    named = None if tests is None else sorted({test.split("::")[0].rstrip("/") for test in tests})
+    named = None if tests is None else _roots({test.split("::")[0].rstrip("/") for test in tests})
     there = None if named is None else [name for name in named if _exists(name, files)]
     kept = {*protected, canary, *(path for path in files if _is_test(path, named))}
     job = Job({**files, canary: _MUST_FAIL}, ["pytest"], limits or Limits(), protected=tuple(sorted(kept)))
@@ -81,6 +81,11 @@ def run_tests(
     ended = sandbox.attempt(job, spec)
     records, genuine = _open(ended, secret)
     return _report(ended, records, genuine, tests, canary)
+
+
+def _roots(names: set[str]) -> list[str]:
+    """Without what lies below another one: it would be collected twice."""
+    return sorted(name for name in names if not any(name.startswith(f"{other}/") for other in names))
 
 
 def _exists(name: str, files: dict[str, bytes | str]) -> bool:

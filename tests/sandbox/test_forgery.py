@@ -83,9 +83,10 @@ def test_honest(sandbox: Sandbox) -> None:
     }
     assert "assert 4 == 6" in report.failures["tests/test_a.py::test_wrong"]
     good = {**FILES, "solution.py": "def double(x): return 2 * x\ndef same(x): return x\n"}
-    for tests in (None, ["tests"], ["tests/test_a.py", "tests/test_b.py"]):
+    for tests in (None, ["tests"], ["tests/test_a.py", "tests/test_b.py"], ["tests", "tests/test_a.py"]):
         report = run_tests(sandbox, good, tests, SMALL)
         assert set(report.outcomes.values()) == {"passed"} and len(report.outcomes) == 6, report
+        assert (report.kind, report.message) == (Kind.OK, ""), report
 
 
 MANY_KINDS = """

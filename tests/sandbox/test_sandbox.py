@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 
+import docker.errors
 import pytest
 from sandbox_jobs import SMALL, python
 
@@ -141,9 +143,10 @@ def test_container_that_dies_from_outside_is_nobodys_wrong_answer(image: str) ->
     def kill_all() -> None:
         while not done.wait(0.2):
             for container in engine.client().containers(filters={"label": engine.OWNER}):
-                inside = engine.client().top(container["Id"])["Processes"]
-                if container["Labels"][engine.OWNER] == engine.owner() and "job.py" in str(inside):
-                    engine.client().kill(container["Id"])
+                with contextlib.suppress(docker.errors.APIError):  # gone, or not started yet
+                    inside = engine.client().top(container["Id"])["Processes"]
+                    if container["Labels"][engine.OWNER] == engine.owner() and "job.py" in str(inside):
+                        engine.client().kill(container["Id"])
 
     killer = threading.Thread(target=kill_all)
     with Sandbox(image, warm=0) as made:
