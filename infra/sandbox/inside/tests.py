@@ -267,7 +267,6 @@ def run(spec, control):
     wanted = None if spec["tests"] is None else set(spec["tests"])
     reporter = Reporter(send, wanted, spec["extra"], sys._getframe())
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    # Without --keep-duplicates, "." would swallow the test that must fail.
     options = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--noconftest", "-o", "addopts=", "-c", "/dev/null"]
     options += [
         "--keep-duplicates",
