@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from m1.cli import bench
+from m1.cli.sandbox import sandbox_app
 from m1.errors import UsageError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")
+app.add_typer(sandbox_app, name="sandbox")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Name of a file in profiles/.")]
 StartOption = Annotated[str | None, typer.Option(help="First stage; default the first of the order.")]

@@ -35,3 +35,16 @@ def train(
         raise UsageError(f"precision={precision!r} is not known", "Choose fp32 or bf16.")
     chosen: Literal["fp32", "bf16"] | None = precision  # type: ignore[assignment]
     bench.bench(planning.load_profile(profile), lengths=length or bench.LENGTHS, quick=quick, precision=chosen)
+
+
+@app.command()
+def sandbox(
+    quick: QuickOption = False,
+    image: Annotated[str | None, typer.Option(help="Environment with pytest; default the newest.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Runtime class: runc, runsc, kata, ...")] = None,
+) -> None:
+    """Warm pool against a container per job; overhead over bare execution."""
+    from infra.sandbox import bench
+
+    options = ["--quick"] * quick + (["--image", image] if image else []) + (["--runtime", runtime] if runtime else [])
+    bench.main(options)

@@ -1,18 +1,16 @@
-"""The training bench does the same work on both sides, and its clock's parts add up."""
+"""The training bench does the same work on both sides and reports it."""
 
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
-from torch import nn
 
 from m1 import profile
-from m1.errors import StageFailed, UsageError
+from m1.errors import UsageError
 from m1.training import bench
-from m1.training.bench_worker import Clock, draw
+from m1.training.bench_worker import draw
 
 #: As small as the layers allow: what is proven is that both sides run, agree and report.
 SMALL = {
@@ -51,14 +49,6 @@ def test_both_sides_run_and_report(settings):
     assert ours == pytest.approx(peer, abs=1e-4)
 
 
-def test_different_work_is_not_timed(settings, monkeypatch):
-    monkeypatch.setitem(bench.TOLERANCE, "fp32", 0.0)
-    records = []
-    with pytest.raises(StageFailed, match="not the same work"):
-        bench.bench(settings, lengths=[64], quick=True, say=lambda text: None, write=records.append)
-    assert records == []
-
-
 def test_bad_lengths_and_too_few_cores_are_refused(settings, monkeypatch):
     with pytest.raises(UsageError, match="length 8192 exceeds"):
         bench.bench(settings, lengths=[8192])
@@ -80,39 +70,3 @@ def test_ranks_share_one_batch():
     halves = [draw(task, bench.Way(2, 1), rank, 3) for rank in range(2)]
     assert torch.equal(whole, torch.cat(halves))
     assert not torch.equal(whole, draw(task, bench.Way(1, 2), 0, 4))
-
-
-class Slow(torch.autograd.Function):
-    """Waits 20 ms forward and 40 ms backward."""
-
-    @staticmethod
-    def forward(ctx, x):
-        time.sleep(0.02)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        time.sleep(0.04)
-        return grad
-
-
-class Layer(nn.Module):
-    def forward(self, x):
-        return Slow.apply(x)
-
-
-def test_clock_tells_parts_apart_forward_and_backward():
-    """Two modules that wait, one inside the other's sum; parts never overlap, so they add up to the whole."""
-    outer, inner = nn.Sequential(Layer(), Layer()), Layer()
-    clock = Clock("rest")
-    clock.watch(outer, "outer")
-    clock.watch(outer[1], "nested")
-    clock.watch(inner, "inner")
-    start = time.perf_counter()
-    x = torch.ones(3, requires_grad=True) * 2
-    (inner(outer(x)).sum()).backward()
-    clock.stop("")
-    whole = time.perf_counter() - start
-    assert sum(clock.seconds.values()) == pytest.approx(whole, abs=0.02)
-    for part in ("outer", "nested", "inner"):
-        assert clock.seconds[part] >= 0.06  # waiting takes at least what it says; how much more is the machine's
