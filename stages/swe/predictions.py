@@ -1,0 +1,82 @@
+"""Evaluation of a predictions file in SWE-bench's format, with a report of the same keys as its harness writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m1.errors import UsageError
+from stages.swe.reward import End, Judgement
+from stages.swe.tasks import SweTask
+
+
+def read_predictions(file: Path) -> dict[str, tuple[str, str]]:
+    """(model, patch) by instance id, of a .jsonl, or of a .json with a list or an object by instance id.
+
+    Raises:
+        UsageError: the file cannot be read, a field is missing, or an instance has two predictions.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+            if isinstance(rows, dict):
+                rows = [{"instance_id": key, **row} for key, row in rows.items()]
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", "Name a predictions file.") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{file}: not a predictions file: {error}", "See docs/swe.md for its form.") from error
+    found: dict[str, tuple[str, str]] = {}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str) or "model_patch" not in row:
+            raise UsageError(f"{file}: prediction {number} has no instance_id or model_patch", "Correct it.")
+        if row["instance_id"] in found:
+            raise UsageError(f"{file}: two predictions for {row['instance_id']}", "Keep one.")
+        found[row["instance_id"]] = (str(row.get("model_name_or_path", "")), row["model_patch"] or "")
+    return found
+
+
+def evaluate(
+    tasks: Sequence[SweTask],
+    predictions: Mapping[str, tuple[str, str]],
+    judge: Callable[[SweTask, str], Judgement],
+) -> dict[str, Any]:
+    """Judge every prediction and count. Predictions for unknown instances are listed, not judged.
+
+    `error_ids` are those whose patch could not be applied, as in SWE-bench's harness; `ends` tells all ends apart.
+    """
+    by_id = {task.id: task for task in tasks if task.kind == "repair"}
+    ends: dict[str, list[str]] = {end.value: [] for end in End}
+    for instance in sorted(predictions.keys() & by_id.keys()):
+        judged = judge(by_id[instance], predictions[instance][1])
+        ends[judged.end.value].append(instance)
+    submitted = sorted(predictions.keys() & by_id.keys())
+    empty, error = ends[End.EMPTY.value], ends[End.BAD_PATCH.value]
+    completed = [instance for instance in submitted if instance not in {*empty, *error}]
+    resolved = ends[End.RESOLVED.value]
+    ids = {
+        "completed_ids": completed,
+        "incomplete_ids": sorted(by_id.keys() - predictions.keys()),
+        "empty_patch_ids": empty,
+        "submitted_ids": submitted,
+        "resolved_ids": resolved,
+        "unresolved_ids": [instance for instance in completed if instance not in set(resolved)],
+        "error_ids": error,
+    }
+    return {
+        "total_instances": len(by_id),
+        "submitted_instances": len(submitted),
+        "completed_instances": len(completed),
+        "resolved_instances": len(resolved),
+        "unresolved_instances": len(ids["unresolved_ids"]),
+        "empty_patch_instances": len(empty),
+        "error_instances": len(error),
+        **ids,
+        "unknown_ids": sorted(predictions.keys() - by_id.keys()),
+        "ends": ends,
+        "schema_version": 2,
+    }
