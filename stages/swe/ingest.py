@@ -72,7 +72,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_names(value: Any) -> tuple[str, ...]:
+def names_of_tests(value: Any) -> tuple[str, ...]:
     """FAIL_TO_PASS and PASS_TO_PASS are lists in some sets and JSON text in others."""
     if value is None or value == "":
         return ()
@@ -113,8 +113,8 @@ def task_of_instance(row: Mapping[str, Any], tree: Mapping[str, bytes], origin: 
         gold_patch=row["patch"],
         test_patch=test_patch,
         locations=tuple(changed_locations(tree, right)),
-        fail_to_pass=test_names(row.get("FAIL_TO_PASS")),
-        pass_to_pass=test_names(row.get("PASS_TO_PASS")),
+        fail_to_pass=names_of_tests(row.get("FAIL_TO_PASS")),
+        pass_to_pass=names_of_tests(row.get("PASS_TO_PASS")),
     )
 
 

@@ -107,7 +107,7 @@ def judge_repair(
         if len(answer) > MAX_ANSWER:
             raise PatchError(f"the answer has {len(answer)} characters, at most {MAX_ANSWER} are read")
         patched = apply_answer(faulty, answer)
-        protected = tuple(sorted(test_files(task)))
+        protected = tuple(sorted(files_of_tests(task)))
         final = restore(task, faulty, patched)
     except (PatchError, UnicodeEncodeError) as error:
         return _ended(End.BAD_PATCH, weights, str(error))
@@ -121,7 +121,7 @@ def judge_repair(
     return classify(report, task.fail_to_pass, pass_to_pass, weights)
 
 
-def test_files(task: SweTask) -> set[str]:
+def files_of_tests(task: SweTask) -> set[str]:
     """Files that hold the relevant tests."""
     tests = [*task.fail_to_pass, *(task.pass_to_pass or ())]
     return {test.partition("::")[0] for test in tests}
@@ -135,7 +135,7 @@ def restore(task: SweTask, faulty: Mapping[str, bytes], patched: Mapping[str, by
     """
     final = {path: content for path, content in patched.items() if not is_guarded(path)}
     final |= {path: content for path, content in faulty.items() if is_guarded(path)}
-    final |= {path: faulty[path] for path in test_files(task) if path in faulty}
+    final |= {path: faulty[path] for path in files_of_tests(task) if path in faulty}
     return apply_diff(final, task.test_patch) if task.test_patch else final
 
 
@@ -207,7 +207,7 @@ def judge_test(
     Raises:
         M1Error: the sandbox failed.
     """
-    code = test_code(answer)
+    code = code_of_test(answer)
     if not code.strip():
         return _ended(End.EMPTY, weights)
     try:
@@ -241,7 +241,7 @@ def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weig
     return _ended(End.RESOLVED, weights, "", len(caught))
 
 
-def test_code(answer: str) -> str:
+def code_of_test(answer: str) -> str:
     """The test file of an answer: its one fenced block, or all of it if there is no fence."""
     blocks = re.findall(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", answer, re.MULTILINE | re.DOTALL)
     return blocks[-1] if blocks else ("" if "```" in answer else answer)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from infra.sandbox import Job, Kind, Limits, Result
 from m1.errors import M1Error
-from stages.swe.patches import Tree
 from stages.swe.sources import Package, Repository
 
 _PROBE = (Path(__file__).parent / "inside" / "m1_probe.py").read_bytes()
@@ -83,15 +82,17 @@ def job_of(origin: Package | Repository, request: Request) -> Job:
         else [],
     }
     places = origin.tests if request.select is None else sorted({test.partition("::")[0] for test in request.select})
+    # As in infra.sandbox.pytest_run, which judges answers: no settings of the project, no conftest files, no plugins.
     command = [
-        "python", "-m", "pytest", "-q", "--no-header", "--tb=no", "--rootdir=.", "-o", "addopts=", "-p", "m1_probe",
-        "-p", "no:cacheprovider", "--continue-on-collection-errors", *origin.pytest_options,
-        *(f"--deselect={test}" for test in origin.deselect), *(["-x"] if request.stop_at_failure else []), *places,
+        "python3", "-m", "pytest", "-q", "--no-header", "--tb=no", "-c", "/dev/null", "--rootdir", ".", "--noconftest",
+        "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "m1_probe",
+        "--continue-on-collection-errors", *(f"--deselect={test}" for test in origin.deselect),
+        *(["-x"] if request.stop_at_failure else []), *places,
     ]  # fmt: skip
-    limits = Limits(**{**LIMITS.__dict__, "seconds": request.seconds})
+    limits = replace(LIMITS, seconds=request.seconds)
     files: dict[str, bytes | str] = {**request.tree, "m1_probe.py": _PROBE, _ASKED: json.dumps(asked)}
     root = "." if origin.import_root == "." else f"{origin.import_root}:."
-    environment = {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "TZ": "UTC"}
+    environment = {"PYTHONPATH": root, "PYTHONHASHSEED": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return Job(files=files, command=command, limits=limits, read_back=(_ANSWER,), environment=environment)
 
 
@@ -104,7 +105,7 @@ def read_result(result: Result) -> Report:
     if result.kind is Kind.INFRASTRUCTURE:
         raise M1Error(f"the sandbox failed: {result.message}", "Check the engine, then run it again: it continues.")
     raw = result.files.get(_ANSWER)
-    tail = _text(result.output)[-2000:]
+    tail = result.output[-2000:]
     if raw is None:
         ends = {Kind.TIMEOUT: "timeout", Kind.MEMORY: "memory"}
         return Report(ends.get(result.kind, "crash"), message=tail)
@@ -117,10 +118,6 @@ def read_result(result: Result) -> Report:
     return Report(
         end, answer["outcomes"], answer["seconds"], answer["failures"], answer["lines"], errors or answer["hung"] or ""
     )
-
-
-def _text(output: Any) -> str:
-    return output.decode("utf-8", "replace") if isinstance(output, bytes) else str(output)
 
 
 def run(sandbox: Runs, origin: Package | Repository, requests: Sequence[Request], workers: int) -> list[Report]:
@@ -137,7 +134,3 @@ def run(sandbox: Runs, origin: Package | Repository, requests: Sequence[Request]
             results[at] = result
     return [read_result(result) for result in results]
 
-
-def tests_of(tree: Tree, origin: Package | Repository) -> list[str]:
-    """Test files of a tree."""
-    return sorted(path for path in tree if origin.is_test(path) and path.endswith(".py"))

@@ -45,7 +45,6 @@ class _Origin(_Part):
     exclude: list[str] = Field([], description="patterns of files left out of the tree")
     environment: str = "default"
     deselect: list[str] = Field([], description="tests left out, as pytest's --deselect takes them")
-    pytest_options: list[str] = Field([], description="further options, such as --noconftest")
 
     def is_test(self, path: str) -> bool:
         return _below(path, self.tests)

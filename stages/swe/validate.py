@@ -86,7 +86,7 @@ def measure(sandbox: Runs, origin: Package | Repository, tree: Tree, workers: in
         if report.end not in ("done", "collection"):
             raise UsageError(
                 f"{origin.name}: its tests end with {report.end}: {report.message[-300:]}",
-                "Correct tests, deselect, pytest_options or the environment in the spec.",
+                "Correct tests, deselect or the environment in the spec.",
             )
     reliable = reports[0].passed & reports[1].passed
     if not reliable:
