@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from m1.cli.sandbox import sandbox_app
 from m1.errors import UsageError
 
 app = typer.Typer(
@@ -18,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(sandbox_app, name="sandbox")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Name of a file in profiles/.")]
 StartOption = Annotated[str | None, typer.Option(help="First stage; default the first of the order.")]
