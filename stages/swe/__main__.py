@@ -12,7 +12,8 @@ from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
 from stages.swe import run, sources
 from stages.swe.endpoint import Endpoint
-from stages.swe.runner import LIMITS
+from stages.swe.reward import LIMITS
+from stages.swe.tasks import write_environments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,6 +63,7 @@ def synthesize(options: argparse.Namespace) -> None:
                 summaries[origin.name] = run.make_shard(sandbox, spec, origin, options.out, settings)
     ordered = [summaries[name] for name in wanted]
     run.assemble(options.out, ordered)
+    write_environments(options.out, {name: made.requirements for name, made in spec.environments.items()})
     print(run.table(options.out, ordered))
 
 

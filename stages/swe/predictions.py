@@ -1,15 +1,23 @@
-"""Evaluation of a predictions file in SWE-bench's format, with a report of the same keys as its harness writes."""
+"""Evaluate a predictions file: python -m stages.swe.predictions --tasks DIR --predictions FILE --out report.json.
+
+The file is in SWE-bench's format, and the report has the keys that its harness writes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m1.errors import UsageError
-from stages.swe.reward import End, Judgement
-from stages.swe.tasks import SweTask
+from infra.sandbox import Sandbox
+from infra.sandbox.images import build_environment
+from m1.errors import M1Error, UsageError
+from stages.swe.reward import LIMITS, End, Judgement, judge
+from stages.swe.tasks import SweTask, TaskSet
 
 
 def read_predictions(file: Path) -> dict[str, tuple[str, str]]:
@@ -43,7 +51,7 @@ def read_predictions(file: Path) -> dict[str, tuple[str, str]]:
 def evaluate(
     tasks: Sequence[SweTask],
     predictions: Mapping[str, tuple[str, str]],
-    judge: Callable[[SweTask, str], Judgement],
+    judged_by: Callable[[SweTask, str], Judgement],
 ) -> dict[str, Any]:
     """Judge every prediction and count. Predictions for unknown instances are listed, not judged.
 
@@ -52,7 +60,7 @@ def evaluate(
     by_id = {task.id: task for task in tasks if task.kind == "repair"}
     ends: dict[str, list[str]] = {end.value: [] for end in End}
     for instance in sorted(predictions.keys() & by_id.keys()):
-        judged = judge(by_id[instance], predictions[instance][1])
+        judged = judged_by(by_id[instance], predictions[instance][1])
         ends[judged.end.value].append(instance)
     submitted = sorted(predictions.keys() & by_id.keys())
     empty, error = ends[End.EMPTY.value], ends[End.BAD_PATCH.value]
@@ -80,3 +88,45 @@ def evaluate(
         "ends": ends,
         "schema_version": 2,
     }
+
+
+def in_sandbox(tasks: TaskSet, predictions: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """The report of `evaluate`, with every patch judged in the sandbox.
+
+    Raises:
+        M1Error: no engine, or the sandbox failed.
+    """
+    sandboxes: dict[str, Sandbox] = {}
+
+    def judged_by(task: SweTask, patch: str) -> Judgement:
+        if task.environment not in sandboxes:
+            image = build_environment(task.environment, tasks.environments[task.environment])
+            sandboxes[task.environment] = Sandbox(image=image, warm=1, limits=LIMITS)
+        return judge(sandboxes[task.environment], tasks, task, patch)
+
+    try:
+        return evaluate(tasks.tasks, predictions, judged_by)
+    finally:
+        for sandbox in sandboxes.values():
+            sandbox.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=Path, required=True, help="folder of a set of tasks")
+    parser.add_argument("--predictions", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="report, written as JSON")
+    options = parser.parse_args(argv)
+    try:
+        report = in_sandbox(TaskSet(options.tasks), read_predictions(options.predictions))
+    except M1Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    unfinished = options.out.with_name(f".{options.out.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(unfinished, options.out)
+    print(f"{report['resolved_instances']} of {report['total_instances']} instances resolved; see {options.out}")
+
+
+if __name__ == "__main__":
+    main()

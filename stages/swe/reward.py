@@ -18,9 +18,11 @@ from m1.errors import M1Error
 from stages.swe.localise import overlap, parse_locations
 from stages.swe.patches import PatchError, Tree, apply_answer, apply_diff
 from stages.swe.python_source import NotPython, parse
-from stages.swe.tasks import SweTask
+from stages.swe.tasks import SweTask, TaskSet
 
 MAX_ANSWER = 200_000
+#: Of the run that judges an answer; suites of the packages in data_specs/swe.yaml take some seconds.
+LIMITS = Limits(memory_mb=768, cpus=1.0, pids=128, file_mb=64, work_mb=256, output_kb=256, seconds=300.0)
 
 
 class End(Enum):
@@ -107,7 +109,6 @@ def judge_repair(
         if len(answer) > MAX_ANSWER:
             raise PatchError(f"the answer has {len(answer)} characters, at most {MAX_ANSWER} are read")
         patched = apply_answer(faulty, answer)
-        protected = tuple(sorted(files_of_tests(task)))
         final = restore(task, faulty, patched)
     except (PatchError, UnicodeEncodeError) as error:
         return _ended(End.BAD_PATCH, weights, str(error))
@@ -116,8 +117,7 @@ def judge_repair(
     if error := compile_error(faulty, final):
         return _ended(End.COMPILE_ERROR, weights, error)
     wanted = [*task.fail_to_pass, *pass_to_pass]
-    present = tuple(path for path in protected if path in final)
-    report = run_tests(sandbox, dict(final), wanted, limits, present)
+    report = run_tests(sandbox, dict(final), wanted, limits or LIMITS)
     return classify(report, task.fail_to_pass, pass_to_pass, weights)
 
 
@@ -188,6 +188,23 @@ def classify(
     return _ended(End.RESOLVED, weights, "", fixed)
 
 
+def judge(
+    sandbox: Sandbox, tasks: TaskSet, task: SweTask, answer: str, *, limits: Limits | None = None,
+    weights: Weights = Weights(),  # noqa: B008
+) -> Judgement:  # fmt: skip
+    """Judge an answer to a task of a set, whatever its kind.
+
+    Raises:
+        M1Error: the sandbox failed.
+    """
+    if task.kind == "localise":
+        return judge_locations(task, answer, weights)
+    if task.kind == "write-test":
+        return judge_test(sandbox, tasks.faulty(task), tasks.right(task), answer, limits=limits, weights=weights)
+    pass_to_pass = tasks.pass_to_pass(task)
+    return judge_repair(sandbox, task, tasks.faulty(task), pass_to_pass, answer, limits=limits, weights=weights)
+
+
 # --- test synthesis ---
 
 TEST_FILE = "test_m1_answer.py"
@@ -217,7 +234,7 @@ def judge_test(
     reports = []
     for tree in (right, right, faulty):
         files: dict[str, bytes | str] = {**tree, TEST_FILE: code}
-        report = run_tests(sandbox, files, [TEST_FILE], limits, (TEST_FILE,))
+        report = run_tests(sandbox, files, [TEST_FILE], limits or LIMITS)
         if report.kind is Kind.INFRASTRUCTURE:
             raise M1Error(f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged.")
         if report.tampered:

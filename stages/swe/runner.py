@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from infra.sandbox import Job, Kind, Limits, Result
+from infra.sandbox import Job, Kind, Result
 from m1.errors import M1Error
+from stages.swe.reward import LIMITS
 from stages.swe.sources import Package, Repository
 
 _PROBE = (Path(__file__).parent / "inside" / "m1_probe.py").read_bytes()
 _ASKED, _ANSWER = "m1_probe.json", "m1_result.json"
-#: Lines and contexts of a whole suite are a few MB of JSON.
-LIMITS = Limits(memory_mb=768, cpus=1.0, pids=128, file_mb=64, work_mb=256, output_kb=256, seconds=300.0)
 
 
 class Runs(Protocol):

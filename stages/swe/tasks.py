@@ -1,7 +1,8 @@
 """The schema of a software-engineering task, and the folder that holds a set of them.
 
-A set is a folder: `tasks.jsonl`, `sources/<name>/<base>.tar.gz` (trees that the tasks start from) and
-`sources/<name>/<base>.json` (the tests of the tree that pass reliably). It needs no network and no cache to be used.
+A set is a folder: `tasks.jsonl`, `environments.json` (requirements by name), `sources/<name>/<base>.tar.gz` (trees
+that the tasks start from) and `sources/<name>/<base>.json` (the tests of the tree that pass reliably). It needs no
+network and no cache to be used.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ class TaskSet:
         if not file.is_file():
             raise UsageError(f"{folder}: no tasks.jsonl", "Make the set with python -m stages.swe.")
         self.tasks = [_read(line, f"{file}:{number}") for number, line in enumerate(_lines(file), 1)]
+        places = folder / "environments.json"
+        self.environments: dict[str, list[str]] = json.loads(places.read_text()) if places.is_file() else {}
         self._tree = lru_cache(maxsize=8)(self._read_tree)
         self._tests = lru_cache(maxsize=8)(self._read_tests)
 
@@ -151,6 +154,10 @@ def write_tree(file: Path, tree: Mapping[str, bytes]) -> None:
 
 def write_tests(file: Path, tests: Iterable[str]) -> None:
     file.write_text(json.dumps({"tests": sorted(tests)}, indent=0) + "\n")
+
+
+def write_environments(folder: Path, requirements: Mapping[str, list[str]]) -> None:
+    (folder / "environments.json").write_text(json.dumps(dict(requirements), indent=1) + "\n")
 
 
 def check_patches(task: SweTask, base: Mapping[str, bytes]) -> str:

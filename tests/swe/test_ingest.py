@@ -34,7 +34,7 @@ class Clone:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         right = dict(tree("inflection"))
-        faulty = {**right, CODE: right[CODE].replace(b"return word[0].lower()", b"return word[0].upper()")}
+        faulty = {**right, CODE: right[CODE].replace(b"return string[0].lower()", b"return string[0].upper()")}
         assert faulty != right
         subprocess.run(["git", "init", "-q", "-b", "main", folder], check=True)
         self.trees = [faulty, {**right, TESTS: right[TESTS] + b"\n\ndef test_more():\n    pass\n"}]

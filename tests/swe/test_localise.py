@@ -21,7 +21,9 @@ from stages.swe.localise import (
     words,
 )
 from stages.swe.patches import apply_blocks
+from stages.swe.prompts import question
 from stages.swe.python_source import MODULE
+from stages.swe.tasks import SweTask
 from tests.swe.packages import package, tree
 
 LOCATIONS = st.sets(st.tuples(st.sampled_from(["a.py", "b.py", "c.py"]), st.sampled_from(["f", "g", "A.f", MODULE])))
@@ -120,3 +122,15 @@ def test_answers_are_read_line_by_line() -> None:
     answer = "I think:\n- `a/b.py: A.f`\na/b.py::A.f\n* c.py\nd.txt: f\na/b.py: g()\nx y.py: f g\n"
     assert parse_locations(answer) == [("a/b.py", "A.f"), ("c.py", MODULE), ("a/b.py", "g")]
     assert parse_files("`a.py`\nb.py\na.py\n", {"a.py": b""}) == ["a.py"]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from(["repair", "localise", "write-test"]), st.integers(1500, 30_000))
+def test_the_question_fits_the_window_and_holds_the_issue(kind: str, window: int) -> None:
+    files, issue = tree("cachetools"), "`methodkey` gives a wrong result\n"
+    task = SweTask(
+        id="x", kind=kind, bug="x", source="cachetools", base="0", licence="MIT", split="train", environment="default",
+        origin="mutation", issue=issue, gold_patch="", locations=(),
+    )  # fmt: skip
+    text = question(task, files, package("cachetools").is_code, window=window, count=len)
+    assert len(text) <= window and issue in text
