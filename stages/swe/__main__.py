@@ -55,16 +55,22 @@ def synthesize(options: argparse.Namespace) -> None:
     by_environment = defaultdict(list)
     for name in wanted:
         by_environment[known[name].environment].append(known[name])
-    summaries = {}
+    summaries, failed = {}, []
     for environment, origins in by_environment.items():
         image = build_environment(environment, spec.environments[environment].requirements)
         with Sandbox(image=image, warm=options.workers, limits=LIMITS) as sandbox:
             for origin in origins:
-                summaries[origin.name] = run.make_shard(sandbox, spec, origin, options.out, settings)
-    ordered = [summaries[name] for name in wanted]
+                try:
+                    summaries[origin.name] = run.make_shard(sandbox, spec, origin, options.out, settings)
+                except UsageError as error:  # of this source alone; the others are made all the same
+                    settings.report(f"error: {error}")
+                    failed.append(origin.name)
+    ordered = [summaries[name] for name in wanted if name in summaries]
     run.assemble(options.out, ordered)
     write_environments(options.out, {name: made.requirements for name, made in spec.environments.items()})
     print(run.table(options.out, ordered))
+    if failed:
+        raise UsageError(f"no tasks were made of {', '.join(failed)}", "Mend what is said above, and run it again.")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ class Sites:
         found: all mutations; covered: those that tests reach.
     """
 
-    def __init__(self, package: Package, tree: Mapping[str, bytes], lines: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    def __init__(
+        self, package: Package, tree: Mapping[str, bytes], lines: Mapping[str, Mapping[str, Sequence[str]]]
+    ) -> None:
         self.sources: dict[str, PythonSource] = {}
         self.found = 0
         self.covered: list[tuple[str, Mutation]] = []

@@ -1,7 +1,7 @@
 """Tasks from elsewhere: SWE-bench, SWE-Gym and SWE-smith instances, and GitHub issues with their pull requests.
 
 What they bring becomes the same schema as our own tasks. The trees are read from a local clone; where an instance does
-not name its tests, `python -m stages.swe` finds them out like any other commit's.
+not name its tests, `stages.swe.ingest_run` finds them out in the sandbox.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def read_instances(source: str, *, revision: str | None = None, split: str = "te
         try:
             loaded = datasets.load_dataset(str(path) if path.is_dir() else source, split=split, revision=revision)
         except Exception as error:
-            raise UsageError(f"data set {source}: {type(error).__name__}: {error}", "Check name and revision.") from error
+            raise UsageError(
+                f"data set {source}: {type(error).__name__}: {error}", "Check name and revision."
+            ) from error
         rows = [dict(row) for row in loaded]
     for number, row in enumerate(rows):
         missing = [name for name in _NEEDED if not isinstance(row.get(name), str) or not row[name]]
@@ -83,7 +85,9 @@ def names_of_tests(value: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def task_of_instance(row: Mapping[str, Any], tree: Mapping[str, bytes], origin: Repository, kind: Kind = "repair") -> SweTask:
+def task_of_instance(
+    row: Mapping[str, Any], tree: Mapping[str, bytes], origin: Repository, kind: Kind = "repair"
+) -> SweTask:
     """An instance as a task on the tree of its base commit.
 
     Raises:

@@ -131,7 +131,11 @@ def _called(statement: ast.AST | None, tree: Mapping[str, bytes], is_code: Calla
         except NotPython:
             continue
         for node in ast.walk(module):
-            if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name in wanted and (doc := ast.get_docstring(node)):
+            if (
+                isinstance(node, (*FUNCTIONS, ast.ClassDef))
+                and node.name in wanted
+                and (doc := ast.get_docstring(node))
+            ):
                 documented.setdefault(node.name, doc)
     return next(((name, documented[name]) for name in wanted if name in documented), ("", ""))
 

@@ -12,6 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stages.swe.python_source import (
     FUNCTIONS,
@@ -48,7 +49,9 @@ class Mutation:
 _KINDS: dict[str, tuple[tuple[type[ast.AST], ...], Callable[..., Iterator[Edits]]]] = {}
 
 
-def _kind(name: str, *types: type[ast.AST]) -> Callable[[Callable[..., Iterator[Edits]]], Callable[..., Iterator[Edits]]]:
+def _kind(
+    name: str, *types: type[ast.AST]
+) -> Callable[[Callable[..., Iterator[Edits]]], Callable[..., Iterator[Edits]]]:
     def register(function: Callable[..., Iterator[Edits]]) -> Callable[..., Iterator[Edits]]:
         _KINDS[name] = (types, function)
         return function
@@ -162,7 +165,7 @@ def _unary_minus(source: PythonSource, node: ast.UnaryOp) -> Iterator[Edits]:
 @_kind("boolean-operator", ast.BoolOp)
 def _boolean_operator(source: PythonSource, node: ast.BoolOp) -> Iterator[Edits]:
     old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
-    for left, right in zip(node.values, node.values[1:], strict=False):
+    for left, right in pairwise(node.values):
         yield from _operator(source, left, right, old, new)
 
 
@@ -271,7 +274,7 @@ def _exception_type(source: PythonSource, node: ast.ExceptHandler | ast.Raise) -
 
 @_kind("swap-arguments", ast.Call)
 def _swap_arguments(source: PythonSource, node: ast.Call) -> Iterator[Edits]:
-    for first, second in zip(node.args, node.args[1:], strict=False):
+    for first, second in pairwise(node.args):
         if not isinstance(first, ast.Starred) and not isinstance(second, ast.Starred):
             yield from _swap(source, first, second)
 
@@ -394,7 +397,7 @@ def _drop_else(source: PythonSource, node: ast.If) -> Iterator[Edits]:
 @_kind("swap-statements", ast.If, ast.For, ast.While, ast.With, *FUNCTIONS)
 def _swap_statements(source: PythonSource, node: ast.If | ast.FunctionDef) -> Iterator[Edits]:
     movable = (ast.Assign, ast.AugAssign, ast.Expr, ast.Return)
-    for first, second in zip(node.body, node.body[1:], strict=False):
+    for first, second in pairwise(node.body):
         is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         if isinstance(first, movable[:3]) and isinstance(second, movable) and not is_text:
             yield from _swap(source, first, second)
@@ -494,7 +497,7 @@ def choose(
 def combine(parts: Sequence[Mutation]) -> Mutation | None:
     """One mutation of several that do not overlap by line, None if they do."""
     ordered = sorted(parts, key=lambda part: part.lines)
-    if any(a.lines[1] >= b.lines[0] for a, b in zip(ordered, ordered[1:], strict=False)):
+    if any(a.lines[1] >= b.lines[0] for a, b in pairwise(ordered)):
         return None
     return Mutation(
         "+".join(sorted(part.kind for part in parts)),

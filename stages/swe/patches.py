@@ -48,7 +48,7 @@ def safe_path(path: str) -> str:
 
 
 def split_lines(content: bytes) -> list[str]:
-    """Lines with their `\\n`; a last line without one stays without. Bytes that are not UTF-8 survive the round trip."""
+    """Lines with their `\\n`; a last line without one stays so. Bytes that are not UTF-8 survive the round trip."""
     return re.findall(r"[^\n]*\n|[^\n]+", content.decode("utf-8", "surrogateescape"))
 
 
@@ -363,8 +363,9 @@ def make_blocks(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> str:
         while last_old == first or places != 1:
             if first == 0 and last_old == len(before):
                 raise PatchError(f"{path}: an empty file cannot be searched")
-            first, last_old, last_new = max(0, first - 1), *(
-                (last_old + 1, last_new + 1) if last_old < len(before) else (last_old, last_new)
+            first, last_old, last_new = (
+                max(0, first - 1),
+                *((last_old + 1, last_new + 1) if last_old < len(before) else (last_old, last_new)),
             )
             places = _occurrences(before, before[first:last_old])
         parts.append((path, before[first:last_old], after[first:last_new]))

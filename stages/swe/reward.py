@@ -74,7 +74,7 @@ def _ended(end: End, weights: Weights, message: str = "", fixed: int = 0, broken
 # --- localisation ---
 
 
-def judge_locations(task: SweTask, answer: str, weights: Weights = Weights()) -> Judgement:  # noqa: B008
+def judge_locations(task: SweTask, answer: str, weights: Weights = Weights()) -> Judgement:
     """Score by overlap; `resolved` means that exactly the right places are named. Needs no sandbox."""
     named = parse_locations(answer)
     if not named:
@@ -96,7 +96,7 @@ def judge_repair(
     answer: str,
     *,
     limits: Limits | None = None,
-    weights: Weights = Weights(),  # noqa: B008
+    weights: Weights = Weights(),
 ) -> Judgement:
     """Apply the answer to the faulty tree, lay the task's own tests over it, and run the relevant tests.
 
@@ -162,7 +162,10 @@ def compile_error(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> st
 
 
 def classify(
-    report: TestReport, fail_to_pass: Sequence[str], pass_to_pass: Sequence[str], weights: Weights = Weights()  # noqa: B008
+    report: TestReport,
+    fail_to_pass: Sequence[str],
+    pass_to_pass: Sequence[str],
+    weights: Weights = Weights(),
 ) -> Judgement:
     """The end of a test run.
 
@@ -190,7 +193,7 @@ def classify(
 
 def judge(
     sandbox: Sandbox, tasks: TaskSet, task: SweTask, answer: str, *, limits: Limits | None = None,
-    weights: Weights = Weights(),  # noqa: B008
+    weights: Weights = Weights(),
 ) -> Judgement:  # fmt: skip
     """Judge an answer to a task of a set, whatever its kind.
 
@@ -217,7 +220,7 @@ def judge_test(
     answer: str,
     *,
     limits: Limits | None = None,
-    weights: Weights = Weights(),  # noqa: B008
+    weights: Weights = Weights(),
 ) -> Judgement:
     """A test file earns if all its tests pass on the right tree, twice, and one fails on the faulty one.
 
@@ -245,7 +248,7 @@ def judge_test(
     return classify_test(*reports, weights=weights)
 
 
-def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weights: Weights = Weights()) -> Judgement:  # noqa: B008
+def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weights: Weights = Weights()) -> Judgement:
     """The end of a written test from its two runs on the right tree and its run on the faulty one."""
     results = list(right.outcomes.values())
     if not results or "passed" not in results or "error" in results:

@@ -66,7 +66,9 @@ def shard(out: Path, name: str) -> Path:
     return out / "sources" / name
 
 
-def make_shard(sandbox: Runs, spec: SweSpec, origin: Package | Repository, out: Path, options: Options) -> dict[str, Any]:
+def make_shard(
+    sandbox: Runs, spec: SweSpec, origin: Package | Repository, out: Path, options: Options
+) -> dict[str, Any]:
     """Make a source's shard, or find it complete; its summary.
 
     Raises:
@@ -208,7 +210,9 @@ class _Shard:
                     gold_patch=patches[1],
                     locations=tuple(changed_locations(faulty, right)),
                     fail_to_pass=verdict.fail_to_pass,
-                    pass_to_pass=tuple(t for t in baseline.reliable if t not in failing) if verdict.unreliable else None,
+                    pass_to_pass=tuple(t for t in baseline.reliable if t not in failing)
+                    if verdict.unreliable
+                    else None,
                 )
             )
 
@@ -358,7 +362,9 @@ def table(out: Path, summaries: Sequence[dict[str, Any]]) -> str:
         minutes += spent
         total.update({"candidates": s["candidates"], "valid": s["valid"], **s["reasons"]})
         counts = [str(s["reasons"].get(reason, 0)) for reason in used]
-        rows.append([s["source"], s["split"], str(s["candidates"]), str(s["valid"]), *counts, *_rate(s["valid"], spent)])
+        rows.append(
+            [s["source"], s["split"], str(s["candidates"]), str(s["valid"]), *counts, *_rate(s["valid"], spent)]
+        )
     counts = [str(total[reason]) for reason in used]
     rows.append(["all", "", str(total["candidates"]), str(total["valid"]), *counts, *_rate(total["valid"], minutes)])
     lines = [header, ["---"] * len(header), *rows]

@@ -46,9 +46,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """What came back. `end` is `done`, `hung` (a test went over its time), `timeout`, `memory`, `crash` or `collection`.
+    """What came back.
 
     Attributes:
+        end: `done`, `hung` (a test went over its time), `timeout`, `memory`, `crash` or `collection`.
         outcomes: by test id: passed, failed, error, skipped or xfailed.
         failures: by test id, as `inside/m1_probe.py` writes them.
         lines: by file and line, the tests that run it; "" stands for import time.
@@ -132,4 +133,3 @@ def run(sandbox: Runs, origin: Package | Repository, requests: Sequence[Request]
         for at, result in zip(again, sandbox.run_many([jobs[at] for at in again], workers=1), strict=True):
             results[at] = result
     return [read_result(result) for result in results]
-

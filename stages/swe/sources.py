@@ -126,9 +126,9 @@ def load(path: Path) -> SweSpec:
     try:
         return SweSpec.model_validate(yaml.safe_load(path.read_text()))
     except OSError as error:
-        raise UsageError(f"cannot read the spec {path}: {error.strerror}", "Name a file such as data_specs/swe.yaml.") from (
-            error
-        )
+        raise UsageError(
+            f"cannot read the spec {path}: {error.strerror}", "Name a file such as data_specs/swe.yaml."
+        ) from (error)
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {error}", "Correct the file.") from error
     except ValidationError as error:
@@ -150,7 +150,9 @@ def without(tree: Tree, patterns: Iterable[str]) -> Tree:
 
 
 def read_archive(archive: Path) -> Tree:
-    """Regular files of an sdist (.tar.gz or .zip), relative to its one top folder; links and git's own files are left out.
+    """Regular files of an sdist (.tar.gz or .zip), relative to its one top folder.
+
+    Links and git's own files are left out.
 
     Raises:
         UsageError: not an archive, a member that leaves the tree, or more than `MAX_BYTES` or `MAX_FILES`.
@@ -161,7 +163,9 @@ def read_archive(archive: Path) -> Tree:
         else:
             members = _tar_members(archive)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UsageError(f"{archive}: cannot be read as an archive: {error}", "Remove it and fetch it again.") from error
+        raise UsageError(
+            f"{archive}: cannot be read as an archive: {error}", "Remove it and fetch it again."
+        ) from error
     tops = {name.split("/")[0] for name in members}
     if len(tops) == 1 and all("/" in name for name in members):
         members = {name.partition("/")[2]: content for name, content in members.items()}
@@ -195,7 +199,8 @@ def _zip_members(archive: Path) -> Tree:
 def _check_size(where: Path, files: int, size: int) -> None:
     if files > MAX_FILES or size > MAX_BYTES:
         raise UsageError(
-            f"{where}: more than {MAX_FILES} files or {MAX_BYTES >> 20} MB", "Choose a smaller source, or exclude files."
+            f"{where}: more than {MAX_FILES} files or {MAX_BYTES >> 20} MB",
+            "Choose a smaller source, or exclude files.",
         )
 
 

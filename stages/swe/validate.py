@@ -40,9 +40,7 @@ class Baseline:
     def covering(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[str] | None:
         """Reliable tests that run one of the lines; None (all of them) if a line is also run at import time."""
         lines = self.lines.get(path, {})
-        names = {
-            test for line, tests in lines.items() if any(a <= int(line) <= b for a, b in ranges) for test in tests
-        }
+        names = {test for line, tests in lines.items() if any(a <= int(line) <= b for a, b in ranges) for test in tests}
         return None if "" in names else sorted(names & set(self.reliable))
 
 

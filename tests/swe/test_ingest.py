@@ -94,7 +94,9 @@ def instance(clone: Clone, **changes) -> dict:
 def test_swe_bench_instances_become_tasks_and_come_back(clone: Clone, tmp_path: Path, form: str) -> None:
     row = instance(clone)
     file = tmp_path / ("set.jsonl" if form in ("jsonl", "folder") else "set.json")
-    file.write_text(json.dumps(row) + "\n" if file.suffix == ".jsonl" else json.dumps({"x": row} if form == "object" else [row]))
+    file.write_text(
+        json.dumps(row) + "\n" if file.suffix == ".jsonl" else json.dumps({"x": row} if form == "object" else [row])
+    )
     split = "train"
     [read] = read_instances(str(tmp_path if form == "folder" else file), split=split)
     base = read_commit(clone.folder, read["base_commit"])

@@ -14,7 +14,14 @@ from stages.swe.patches import make_diff
 from stages.swe.python_source import PythonSource
 from tests.swe.packages import package, tree
 
-RIGHT = b"def size(items):\n    \"\"\"Number of items.\n\n    >>> size([1])\n    1\n    \"\"\"\n    return len(items) + offset_of(items)\n"
+RIGHT = b'''def size(items):
+    """Number of items.
+
+    >>> size([1])
+    1
+    """
+    return len(items) + offset_of(items)
+'''
 FAULTY = RIGHT.replace(b"+ offset_of", b"- offset_of")
 GOLD = make_diff({"m.py": FAULTY}, {"m.py": RIGHT})
 SHOWN = Observation("assert size([1]) == 1", "", "AssertionError", "assert 2 == 1", (), ("size", "Number of items."), 3)
@@ -54,13 +61,21 @@ def test_no_issue_shows_the_patch(place: str, line: str) -> None:
     seen = Observation(**{**SHOWN.__dict__, place: value})
     text = issue(seen, GOLD)
     assert text is None or not leak(text, GOLD)
-    assert not leak(issue(SHOWN, GOLD, ask=lambda prompt: f"Change it to {line} and all will be well again.") or "", GOLD)
+    assert not leak(
+        issue(SHOWN, GOLD, ask=lambda prompt: f"Change it to {line} and all will be well again.") or "", GOLD
+    )
 
 
 def test_the_template_says_call_result_and_documentation() -> None:
     text = issue(SHOWN, GOLD)
     assert text == render(SHOWN)
-    for part in ("`size` gives a wrong result", "assert size([1]) == 1", "assert 2 == 1", "> Number of items.", "3 other"):
+    for part in (
+        "`size` gives a wrong result",
+        "assert size([1]) == 1",
+        "assert 2 == 1",
+        "> Number of items.",
+        "3 other",
+    ):
         assert part in text
     raised = Observation("size(None)", "{'x': 1}", "TypeError", "no len", (("m.py", 7, "size"),), ("", ""), 0)
     text = render(raised)

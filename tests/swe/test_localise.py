@@ -98,7 +98,9 @@ def test_search_blocks_can_be_copied_from_what_is_shown() -> None:
 
 
 def test_a_skeleton_has_every_signature_and_no_body() -> None:
-    content = b"import os\n\nclass A(B):\n    '''Doc.\n\n    More.'''\n    x = 1\n    def f(self,\n          a=1):\n        return 2\n"
+    content = (
+        b"class A(B):\n    '''Doc.\n\n    More.'''\n    x = 1\n    def f(self,\n          a=1):\n        return 2\n"
+    )
     assert skeleton(content) == 'class A(B):\n    """Doc."""\n    def f(self, a=1):'
 
 

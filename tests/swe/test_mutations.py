@@ -83,7 +83,9 @@ def test_every_kind_has_an_example() -> None:
     shown = {kind for kind, _, _ in EXAMPLES} | {"default-argument"}
     assert shown == set(kinds())
     assert len(kinds()) >= 15
-    assert b"def f(a=True, b=4):\n    return a\n" in mutants_of(b"def f(a=True, b=3):\n    return a\n")["default-argument"]
+    assert (
+        b"def f(a=True, b=4):\n    return a\n" in mutants_of(b"def f(a=True, b=3):\n    return a\n")["default-argument"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,9 @@ def test_text_annotations_formatted_strings_and_module_level_are_left_alone(cont
 
 
 def test_elif_chains_are_not_torn() -> None:
-    content = b"def f(a):\n    if a:\n        return 1\n    elif a > 1:\n        return 2\n    else:\n        return 3\n"
+    content = (
+        b"def f(a):\n    if a:\n        return 1\n    elif a > 1:\n        return 2\n    else:\n        return 3\n"
+    )
     for group in mutants_of(content).values():
         for made in group:
             ast.parse(made)
@@ -215,7 +219,9 @@ def test_elements_agree_with_an_own_walk() -> None:
 
 
 def test_the_innermost_element_of_a_line() -> None:
-    found = elements(parse(b"x = 1\nclass A:\n    y = 2\n    @d\n    def f(self):\n        def g():\n            pass\n"))
+    found = elements(
+        parse(b"x = 1\nclass A:\n    y = 2\n    @d\n    def f(self):\n        def g():\n            pass\n")
+    )
     names = [element_at(found, line) for line in range(1, 8)]
     assert names == [MODULE, "A", "A", "A.f", "A.f", "A.f", "A.f"]
 

@@ -21,7 +21,9 @@ from stages.swe.patches import (
     safe_path,
 )
 
-LINES = st.sampled_from(["a\n", "b\n", "c\n", "\n", "    x = 1\n", "é\r\n", "+plus\n", "-minus\n", "@@ -1 +1 @@\n", "--- a/x\n"])
+LINES = st.sampled_from(
+    ["a\n", "b\n", "c\n", "\n", "    x = 1\n", "é\r\n", "+plus\n", "-minus\n", "@@ -1 +1 @@\n", "--- a/x\n"]
+)
 ENDS = st.sampled_from([b"", b"end", b"\xff\xfe"])
 CONTENT = st.builds(lambda lines, end: "".join(lines).encode() + end, st.lists(LINES, max_size=25), ENDS)
 PATHS = st.sampled_from(["a.py", "src/b.py", "src/deep/c d.txt", "ä.py"])
