@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stages.swe.python_source import FUNCTIONS, MODULE, Element, NotPython, elements, parse
 
@@ -43,19 +44,25 @@ class Ranked:
     score: float
 
 
-def _bm25(query: Sequence[str], documents: Sequence[Sequence[str]], k: float = 1.2, b: float = 0.75) -> list[float]:
+@lru_cache(maxsize=4096)
+def _bag(text: str) -> Counter[str]:
+    """Words of a text with their frequencies; most files of a package are the same from task to task."""
+    return Counter(words(text))
+
+
+def _bm25(query: Iterable[str], documents: Sequence[Counter[str]], k: float = 1.2, b: float = 0.75) -> list[float]:
     """Okapi BM25 of every document (Robertson and Zaragoza 2009), each query word counted once."""
-    counts = [Counter(document) for document in documents]
-    mean = sum(map(len, documents)) / max(1, len(documents)) or 1.0
+    lengths = [document.total() for document in documents]
+    mean = sum(lengths) / max(1, len(documents)) or 1.0
     scores = [0.0] * len(documents)
     for word in sorted(set(query)):
-        holding = sum(word in count for count in counts)
+        holding = sum(word in document for document in documents)
         if not holding:
             continue
         weight = math.log(1 + (len(documents) - holding + 0.5) / (holding + 0.5))
-        for at, count in enumerate(counts):
-            frequency = count[word]
-            scores[at] += weight * frequency * (k + 1) / (frequency + k * (1 - b + b * len(documents[at]) / mean))
+        for at, document in enumerate(documents):
+            frequency = document[word]
+            scores[at] += weight * frequency * (k + 1) / (frequency + k * (1 - b + b * lengths[at] / mean))
     return scores
 
 
@@ -63,7 +70,7 @@ def rank_files(issue: str, tree: Mapping[str, bytes], is_code: Callable[[str], b
     """Stage one: code files, the likeliest first; a file that the issue names, or defines what it calls, goes ahead."""
     paths = sorted(path for path in tree if is_code(path))
     texts = [tree[path].decode("utf-8", "replace") for path in paths]
-    scores = _bm25(words(issue), [words(f"{path} {text}") for path, text in zip(paths, texts, strict=True)])
+    scores = _bm25(words(issue), [_bag(f"{path} {text}") for path, text in zip(paths, texts, strict=True)])
     mentioned = set(_WORD.findall(issue))
     top = max(scores, default=0.0) or 1.0
     ranked = []
@@ -74,6 +81,7 @@ def rank_files(issue: str, tree: Mapping[str, bytes], is_code: Callable[[str], b
     return sorted(ranked, key=lambda item: (-item.score, item.path))
 
 
+@lru_cache(maxsize=4096)
 def _names(text: str) -> list[str]:
     try:
         return [element.name for element in elements(parse(text.encode("utf-8")))]
@@ -88,7 +96,7 @@ def rank_elements(issue: str, tree: Mapping[str, bytes], files: Sequence[str]) -
     for path in files:
         for element, text in pieces(tree[path]):
             places.append((path, element))
-            documents.append(words(f"{element} {text}"))
+            documents.append(_bag(f"{element} {text}"))
     scores = _bm25(words(issue), documents)
     mentioned = set(_WORD.findall(issue))
     top = max(scores, default=0.0) or 1.0
@@ -147,15 +155,26 @@ def cut(tree: Mapping[str, bytes], ranked: Sequence[Ranked], window: int, count:
     Files and elements stay in the order of their lines, left-out parts are marked with `...`, and what is shown is the
     files' own text, so that search blocks can be copied from it. An element that does not fit is passed over.
     """
-    chosen: dict[str, set[str]] = {}
-    text = ""
+    texts = {path: dict(pieces(tree[path])) for path in dict.fromkeys(item.path for item in ranked)}
+    chosen: list[Ranked] = []
+    used, started = 0, set()
     for item in ranked:
-        trial = {path: set(names) for path, names in chosen.items()}
-        trial.setdefault(item.path, set()).add(item.element)
-        longer = "\n".join(_show(path, tree[path], names) for path, names in trial.items())
-        if count(longer) <= window:
-            chosen, text = trial, longer
+        heading = "" if item.path in started else f"### {item.path}\n```python\n```\n"
+        size = count(f"{heading}...\n{texts[item.path][item.element]}\n...\n")
+        if used + size <= window:
+            used += size
+            started.add(item.path)
+            chosen.append(item)
+    while count(text := _show_all(tree, chosen)) > window:
+        chosen.pop()
     return text
+
+
+def _show_all(tree: Mapping[str, bytes], chosen: Sequence[Ranked]) -> str:
+    names: dict[str, set[str]] = {}
+    for item in chosen:
+        names.setdefault(item.path, set()).add(item.element)
+    return "\n".join(_show(path, tree[path], elements_) for path, elements_ in names.items())
 
 
 def _show(path: str, content: bytes, names: Iterable[str]) -> str:

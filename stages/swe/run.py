@@ -19,15 +19,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from infra.sandbox import Sandbox
+from infra.sandbox.images import build_environment
 from m1.errors import UsageError
 from stages.swe import issue_text, validate
 from stages.swe.candidates import Candidate, Sites, candidates
 from stages.swe.commits import reverted_commits
 from stages.swe.patches import Tree
 from stages.swe.python_source import changed_locations
+from stages.swe.reward import LIMITS
 from stages.swe.runner import Runs
 from stages.swe.sources import Package, Repository, SweSpec
-from stages.swe.tasks import KINDS, SweTask, content_id, dump, write_tests, write_tree
+from stages.swe.tasks import KINDS, SweTask, content_id, dump, write_environments, write_tests, write_tree
 from stages.swe.validate import Baseline, Trial, Verdict
 
 #: Candidates judged together; what is lost by an interruption.
@@ -326,6 +329,47 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
 
 
 # --- the whole set ---
+
+
+def make_set(spec: SweSpec, wanted: Sequence[str], out: Path, options: Options) -> list[dict[str, Any]]:
+    """Every wanted source's shard (all if none is named), then the set; the summaries of the shards.
+
+    Raises:
+        UsageError: no such source; or, once the others are made, a source whose tests cannot be run.
+        ServiceError: no sandbox.
+    """
+    known = {origin.name: origin for origin in spec.origins}
+    wanted = wanted or list(known)
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"no source named {name} in the spec", f"Known: {', '.join(known)}.")
+    by_environment: dict[str, list[Package | Repository]] = {}
+    for name in wanted:
+        by_environment.setdefault(known[name].environment, []).append(known[name])
+    summaries, failed = {}, {}
+    for environment, origins in by_environment.items():
+        image = build_environment(environment, spec.environments[environment].requirements)
+        with Sandbox(image=image, warm=options.workers, limits=LIMITS) as sandbox:
+            for origin in origins:
+                try:
+                    summaries[origin.name] = make_shard(sandbox, spec, origin, out, options)
+                except UsageError as error:  # of this source alone; the others are made all the same
+                    options.report(f"error: {error}")
+                    failed[origin.name] = error
+    ordered = [summaries[name] for name in wanted if name in summaries]
+    out.mkdir(parents=True, exist_ok=True)
+    assemble(out, ordered)
+    write_environments(out, {name: made.requirements for name, made in spec.environments.items()})
+    if failed:
+        first = next(iter(failed.values()))
+        raise UsageError(f"no tasks were made of {', '.join(failed)}: {first.what}", first.mend)
+    return ordered
+
+
+def set_id(spec: SweSpec, wanted: Sequence[str], options: Options) -> str:
+    """16 hex digits that differ where the sets would."""
+    origins = [origin for origin in spec.origins if not wanted or origin.name in wanted]
+    return content_id(*(options.fingerprint(spec, origin) for origin in origins))
 
 
 def assemble(out: Path, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,7 +46,7 @@ def test_overlap_by_hand() -> None:
 
 
 def test_bm25_is_the_published_formula() -> None:
-    documents = [["a", "b", "a"], ["b"], ["c", "c", "c", "c"]]
+    documents = [Counter("aba"), Counter("b"), Counter("cccc")]
     k, b, mean = 1.2, 0.75, 8 / 3
     weight = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
     expected = weight * 2 * (k + 1) / (2 + k * (1 - b + b * 3 / mean))
