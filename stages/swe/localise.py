@@ -165,9 +165,9 @@ def cut(tree: Mapping[str, bytes], ranked: Sequence[Ranked], window: int, count:
             used += size
             started.add(item.path)
             chosen.append(item)
-    while count(text := _show_all(tree, chosen)) > window:
+    while chosen and count(_show_all(tree, chosen)) > window:
         chosen.pop()
-    return text
+    return _show_all(tree, chosen)
 
 
 def _show_all(tree: Mapping[str, bytes], chosen: Sequence[Ranked]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +12,22 @@ import pytest
 
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
-from m1 import paths
+from m1 import paths, profile
 from m1.errors import M1Error, UsageError
+from m1.tokenizer import load_tokenizer
 from stages.swe import run as swe_run
 from stages.swe import sources
 from stages.swe.ingest import PullRequest, task_of_pull
 from stages.swe.ingest_run import validated, write_set
 from stages.swe.issue_text import leak
-from stages.swe.patches import make_blocks, make_diff
+from stages.swe.patches import apply_answer, make_blocks, make_diff
 from stages.swe.predictions import evaluate
 from stages.swe.reward import LIMITS, End, judge
 from stages.swe.run import Options, assemble, make_shard, table
 from stages.swe.sources import Repository, SweSpec
 from stages.swe.tasks import TaskSet, check_patches, write_environments
+from stages.synthesize.swe import write_swe
+from stages.tokenizer.train import save, train
 from tests.swe.packages import tree
 
 NAME, CODE = "inflection", "inflection/__init__.py"
@@ -168,3 +172,34 @@ def test_a_real_commit_taken_back_makes_a_task(sandbox: Sandbox, spec: SweSpec, 
     [ingested] = (pulls := TaskSet(tmp_path / "pulls")).tasks
     assert ingested.issue == "# camelize is wrong\n" and "test_inflection.py::test_more" in pulls.pass_to_pass(ingested)
     assert judge(sandbox, pulls, ingested, ingested.gold_patch).resolved
+
+
+def test_the_synthesize_stage_writes_questions_with_right_answers(
+    made: TaskSet, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = {"packages": [NAME], "faults_per_package": LIMIT, "question_length": 1500}
+    settings = profile.load("tiny", overrides={"seed": 0, "synthesize.swe": part})
+    section = settings.synthesize.swe
+    assert section is not None and profile.load("tiny").synthesize.swe is None
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "STATE", tmp_path / "state")
+    folder = paths.data_dir("tiny", "tokenizer")
+    folder.mkdir(parents=True)
+    save(train([content.decode() for content in tree(NAME).values()], 600), folder)
+    whole = sources.load(paths.DATA_SPECS / "swe.yaml")
+    shutil.copytree(made.folder, paths.STATE / "swe" / swe_run.set_id(whole, [NAME], Options(limit=LIMIT)))
+    output = tmp_path / "output"
+    output.mkdir()
+    assert write_swe(settings, section, output) == {"rows": {"train": 3 * LIMIT, "heldout": 0}, "valid": LIMIT}
+    tokenizer = load_tokenizer(folder)
+    written = TaskSet(output / "swe")
+    by_id = {task.id: task for task in written.tasks}
+    for line in (output / "swe-train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        task = by_id[row["state"]["task"]]
+        assert task.issue in row["question"] and len(tokenizer.encode(row["question"])) <= 1500
+        if task.kind == "repair":
+            assert apply_answer(written.faulty(task), row["answer"]) == written.right(task)
+        if task.kind == "localise":
+            assert judge(sandbox, written, task, row["answer"]).resolved
+    assert not list(output.rglob("timing.json")) and not list(output.rglob("journal.jsonl"))
