@@ -242,12 +242,22 @@ class SftData(Section):
     tasks: dict[str, TaskRange]
 
 
+class SweTasks(Section):
+    """Software-engineering tasks from real packages, run in the sandbox; which are held out is said in the spec."""
+
+    spec: str = Field("swe", description="file in data_specs, without .yaml")
+    packages: list[str] = Field([], description="sources of the spec; all of them if empty")
+    faults_per_package: int = Field(ge=1)
+    question_length: int = Field(4096, ge=64, description="tokens; code is cut to what fits")
+
+
 class Synthesize(Section):
     """Prompts for reinforcement learning and held-out prompts, disjoint by content from each other and from SFT."""
 
     train_prompts_per_task: int = Field(ge=1)
     heldout_prompts_per_task: int = Field(ge=1)
     tasks: dict[str, TaskRange]
+    swe: SweTasks | None = None
 
 
 class Training(Section):
