@@ -1,6 +1,6 @@
 """Trains a small hybrid at one parallel layout after the other, each from a checkpoint or from the beginning.
 
-Run by test_layouts under torchrun: layout_worker.py FOLDER TASKS, where TASKS is JSON, a list of `Task` fields. What
+Run by test_resharding under torchrun: layout_worker.py FOLDER TASKS, where TASKS is JSON, a list of `Task` fields. What
 each task measured goes to FOLDER/<name>.json, its checkpoint to FOLDER/<name>. In one process the test calls `perform`.
 """
 
