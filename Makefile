@@ -1,4 +1,4 @@
-# setup: the environment in .venv    run: the whole recipe, profile tiny    test, lint, bench, clean
+# setup: the environment in .venv    run: the whole recipe, profile tiny    test, test-triton, lint, bench, clean
 # Everything is made below this folder; nothing outside it is changed.
 
 PYTHON := $(shell for p in python3.11 python3.12; do \
@@ -7,7 +7,7 @@ PYTHON := $(shell for p in python3.11 python3.12; do \
 BIN := .venv/bin
 STAMP := .venv/setup.stamp
 
-.PHONY: setup run test lint bench clean
+.PHONY: setup run test test-triton lint bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ run: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest
 
+# The Triton kernel under Triton's interpreter. The package (700 MB) stays out of .venv, where nothing else uses it.
+test-triton: $(STAMP)
+	@test -d .triton/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target .triton --no-deps triton==3.7.1
+	@PYTHONPATH=.triton $(BIN)/python -m pytest tests/kernels/test_lightning_triton.py
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -36,4 +41,4 @@ bench: $(STAMP)
 # Stops the services and removes all that runs have made; .venv stays.
 clean:
 	@if test -x $(BIN)/m1; then $(BIN)/m1 down; fi
-	rm -rf .m1 runs data build .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .m1 .triton runs data build .pytest_cache .hypothesis .mypy_cache .ruff_cache

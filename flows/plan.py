@@ -9,12 +9,15 @@ from typing import Any
 from infra import dvc
 from m1 import paths
 from m1 import profile as profiles
+from m1.arithmetic import forward_flops, training_flops
 from m1.errors import UsageError
+from m1.planning.work import rl_cost
 from m1.profile import DATA_STAGES, READS, STAGES, TRAINING_STAGES, Profile
 from m1.stage import (
     REQUEST,
     STAGE_INFO,
     StageRequest,
+    base_model,
     code_digest,
     data_digest,
     fingerprint,
@@ -213,6 +216,7 @@ def _run_row(
     row = Row(stage, "run", "", tokens=tokens, bound=bound)
     row.inputs = [_data_input(settings, name) for name in READS[stage]]
     if rerun or above:
+        base_model(stage, settings)  # a base model that does not fit is named now, not after the data is made
         if above:
             row.inputs.append(f"{parent_stage} (new)")
         source = " and ".join([*rerun, *above])  # type: ignore[list-item]
@@ -223,6 +227,8 @@ def _run_row(
     row.output = Path(request.output)
     if request.parent is not None:
         row.inputs.append(_shown(Path(request.parent)))
+    if request.init_from is not None:
+        row.inputs.append(f"base model {request.init_from['folder']} {request.init_from['digest'][:8]}")
     if force:
         row.reason = "forced"
     elif load_result(row.output) is not None:
@@ -263,6 +269,8 @@ def why_run(request: StageRequest) -> str:
         reasons.append(f"profile: seed {old['profile']['seed']} -> {request.profile['seed']}")
     changed = [name for name, value in request.data_digests.items() if old["data_digests"].get(name) != value]
     reasons += [f"data: {name} has other content" for name in changed]
+    if (old.get("init_from") or {}).get("digest") != (request.init_from or {}).get("digest"):
+        reasons.append(f"base model: {(request.init_from or {}).get('folder', 'none')} instead of the one before")
     if old["parent"] != request.parent:
         reasons.append(f"upstream: starts from {_run_name(request.parent)}, was {_run_name(old['parent'])}")
     elif old["history"] != request.history and request.stage == "evaluate":
@@ -283,7 +291,8 @@ def _code_changed(stage: str, recorded: str, old: dict[str, Any]) -> bool:
     except UsageError:
         return True  # the profile's own form has changed since, which is code
     digests = old["data_digests"]
-    return fingerprint(stage, settings, digests, parent.fingerprint if parent else None, history) != recorded
+    base = (old.get("init_from") or {}).get("digest")
+    return fingerprint(stage, settings, digests, parent.fingerprint if parent else None, history, base) != recorded
 
 
 # --- how much work it is --------------------------------------------------------------------------------------------
@@ -300,8 +309,7 @@ def expected_tokens(settings: Profile, stage: str) -> tuple[int | None, bool]:
     if stage == "context-extension":
         return sum(s.train_steps * s.global_batch_size * s.sequence_length for s in part.stages), False
     if stage in ("rl-40k", "rl-80k"):
-        length = part.max_prompt_length + sum(part.windows) / len(part.windows)
-        return int(part.train_steps * part.prompts_per_step * part.group_size * length), True
+        return int(rl_cost(settings, stage).tokens), True
     if stage == "evaluate":
         checkpoints = len([name for name in settings.order[: settings.order.index(stage)] if name in TRAINING_STAGES])
         prompts = part.prompts_per_task * len(settings.synthesize.tasks)
@@ -313,11 +321,9 @@ def expected_tokens(settings: Profile, stage: str) -> tuple[int | None, bool]:
 def expected_flops(settings: Profile, stage: str) -> float | None:
     """Floating-point operations for `expected_tokens`.
 
-    Training counts forward and backward. Reinforcement learning adds the forward pass of its rollouts, and evaluation
-    is forward passes only: a third of a training step's operations each.
+    Training counts forward and backward. Reinforcement learning adds two forward passes, for its rollouts and for the
+    old log-probabilities; evaluation is forward passes only.
     """
-    from m1.arithmetic import training_flops
-
     tokens, _ = expected_tokens(settings, stage)
     part: Any = settings.section(stage)
     if tokens is None:
@@ -326,11 +332,20 @@ def expected_flops(settings: Profile, stage: str) -> float | None:
         steps = [(s.train_steps * s.global_batch_size * s.sequence_length, s.sequence_length) for s in part.stages]
         return float(sum(training_flops(settings.model, count, length) for count, length in steps))
     if stage in ("rl-40k", "rl-80k"):
-        length = part.max_prompt_length + max(part.windows)
-        return training_flops(settings.model, tokens, length) * 4 / 3
+        return rl_cost(settings, stage).flops
     if stage == "evaluate":
-        return training_flops(settings.model, tokens, settings.rl_40k.max_prompt_length + part.max_new_tokens) / 3
+        return forward_flops(settings.model, tokens, settings.rl_40k.max_prompt_length + part.max_new_tokens)
     return float(training_flops(settings.model, tokens, part.sequence_length))
+
+
+def expected(settings: Profile) -> dict[str, dict[str, float | None]]:
+    """stage -> {"tokens", "flops"} of every stage that processes tokens, for the report's table of plan and actual."""
+    found: dict[str, dict[str, float | None]] = {}
+    for stage in settings.order:
+        tokens, bound = expected_tokens(settings, stage)
+        if tokens is not None:
+            found[stage] = {"tokens": tokens, "flops": expected_flops(settings, stage), "bound": bound}
+    return found
 
 
 def _run_name(run: str | None) -> str:
@@ -341,4 +356,14 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)
 
 
-__all__ = ["Row", "code_digest", "expected_flops", "expected_tokens", "find_upstream", "load_profile", "plan", "select"]
+__all__ = [
+    "Row",
+    "code_digest",
+    "expected",
+    "expected_flops",
+    "expected_tokens",
+    "find_upstream",
+    "load_profile",
+    "plan",
+    "select",
+]

@@ -6,8 +6,11 @@ Ours and the peers run in turn within every repeat; ``ours`` and ``peer`` are me
 ratios of the repeats and ``spread`` their range. On one CPU thread, times are processor times.
 
 Peers: the block loop of transformers' MiniMaxLightningAttention (its projections, norm and activation replaced by
-identities), and torch's causal scaled_dot_product_attention. At the greatest length all run on one head instead of
-eight, and a peer slower than SLOW_SECONDS runs once: the quadratic peers would need most of an hour otherwise.
+identities), and torch's causal scaled_dot_product_attention. A peer slower than SLOW_SECONDS runs once: the quadratic
+peers would need hours otherwise.
+
+Freed memory stays with the process, for ours and peers alike (`keep_freed_memory`): otherwise every tensor above 32 MiB
+is mapped and filled with fresh pages at each call, which costs any operation on long sequences a fifth of its time.
 """
 
 import argparse
@@ -28,6 +31,8 @@ from torch import Tensor, nn
 
 from kernels import lightning_attention, lightning_decode, lightning_slopes
 
+#: glibc's mallopt parameters (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 HEADS, HEAD_DIM = 8, 64
 LENGTHS = (1024, 4096, 16384, 65536)
 QUICK_LENGTHS = (1024, 4096)
@@ -176,6 +181,16 @@ def _status(field: str) -> int:
     raise OSError(f"no {field} in /proc/self/status")
 
 
+def keep_freed_memory() -> None:
+    """Have glibc take large blocks from the heap and keep them when they are freed; nothing where there is no glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def compare(case: Case, log: Log) -> None:
     """Time and peak memory of one case against every peer."""
     torch.manual_seed(0)
@@ -318,15 +333,15 @@ def check(device: str) -> None:
                 raise SystemExit(f"{name} {dtype} is off by {error:.1e}, above {limit:.0e}: no benchmark")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="1K and 4K only, under a minute")
     parser.add_argument("--lengths", type=int, nargs="+", help=f"only the comparison, at these (default {LENGTHS})")
-    parser.add_argument("--heads", type=int, help=f"heads of the comparison (default {HEADS}, 1 at {LENGTHS[-1]})")
+    parser.add_argument("--heads", type=int, default=HEADS, help=f"heads of the comparison (default {HEADS})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--autotune", action="store_true", help="time Triton block sizes and print the table (cuda)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")
     if options.autotune and options.device != "cuda":
@@ -336,6 +351,7 @@ def main() -> None:
     if options.autotune:
         autotune(options.device)
         return
+    keep_freed_memory()
     log = Log()
     dtypes = (torch.float32, torch.bfloat16)
     lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
@@ -344,8 +360,7 @@ def main() -> None:
         if not options.quick:
             flatness(dtype, options.device, log)
     for length, dtype, backward in itertools.product(lengths, dtypes, (False, True)):
-        heads = options.heads or (1 if length == LENGTHS[-1] else HEADS)
-        compare(Case(length, dtype, backward, options.device, heads), log)
+        compare(Case(length, dtype, backward, options.device, options.heads), log)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,20 @@ _STYLE: Any = {
 @contextlib.contextmanager
 def canvas(path: Path, width: float = 7.2, height: float = 3.8) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one set of axes, written to `path` when the block ends; size in inches at 150 dots per inch."""
+    with _sheet(path, width, height) as figure:
+        yield figure, figure.add_subplot()
+
+
+@contextlib.contextmanager
+def pair(path: Path, width: float, height: float) -> Iterator[tuple[Figure, Axes, Axes]]:
+    """The same with two sets of axes side by side."""
+    with _sheet(path, width, height) as figure:
+        left, right = figure.subplots(1, 2)
+        yield figure, left, right
+
+
+@contextlib.contextmanager
+def _sheet(path: Path, width: float, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,7 +70,7 @@ def canvas(path: Path, width: float = 7.2, height: float = 3.8) -> Iterator[tupl
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, figure.add_subplot()
+        yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         figure.savefig(unfinished, format="png", dpi=150, facecolor="white")
@@ -221,4 +235,4 @@ def _label(axes: Axes, title: str, xlabel: str, ylabel: str, series: int, below:
         axes.legend(loc="best")
 
 
-__all__ = ["COLOURS", "bars_by_group", "canvas", "curve", "position_curve", "scatter"]
+__all__ = ["COLOURS", "bars_by_group", "canvas", "curve", "pair", "position_curve", "scatter"]

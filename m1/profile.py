@@ -159,6 +159,9 @@ class Optimizer(Section):
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_grad: float = Field(1.0, gt=0)
+    #: Rate of the last norm's gain over that of all other weights. The gain scales the logits: it is the policy's
+    #: inverse temperature. A matrix's entry is of order 1/sqrt(width), a gain of order 1 (see muP, arXiv 2203.03466).
+    final_norm_lr_mult: float = Field(1.0, gt=0)
 
 
 class LearningRate(Section):
@@ -239,12 +242,22 @@ class SftData(Section):
     tasks: dict[str, TaskRange]
 
 
+class SweTasks(Section):
+    """Software-engineering tasks from real packages, run in the sandbox; which are held out is said in the spec."""
+
+    spec: str = Field("swe", description="file in data_specs, without .yaml")
+    packages: list[str] = Field([], description="sources of the spec; all of them if empty")
+    faults_per_package: int = Field(ge=1)
+    question_length: int = Field(4096, ge=64, description="tokens; code is cut to what fits")
+
+
 class Synthesize(Section):
     """Prompts for reinforcement learning and held-out prompts, disjoint by content from each other and from SFT."""
 
     train_prompts_per_task: int = Field(ge=1)
     heldout_prompts_per_task: int = Field(ge=1)
     tasks: dict[str, TaskRange]
+    swe: SweTasks | None = None
 
 
 class Training(Section):
@@ -261,6 +274,11 @@ class Training(Section):
 
 
 class Pretrain(Training):
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of a base model in safetensors; without it training starts from the seed",
+    )
     train_steps: int = Field(ge=1)
     evaluate_every: int = Field(ge=1)
 
@@ -407,11 +425,27 @@ class Evaluate(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
     prompts_per_task: int = Field(ge=1)
+    #: Prompts per task for the checkpoint before SFT; all where absent. It cannot end an answer yet, and so fills the
+    #: whole window with every response: the dearest checkpoint to evaluate, and the least interesting one.
+    prompts_per_task_before_sft: int | None = Field(None, ge=1)
 
 
 class Export(Section):
-    """Safetensors in the transformers layout, loaded back and compared before they count as done."""
+    """Safetensors that others read, checked before they count as done."""
 
+    layout: Literal["transformers", "minimax-m1"] = Field(
+        "transformers", description="for transformers' MiniMaxForCausalLM, or as MiniMax-M1 was released (vLLM)"
+    )
+    head_precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the LM head, which is trained in float32; bf16 rounds it, as the released checkpoint does",
+    )
+    shard_gigabytes: float = Field(5.0, gt=0, description="largest file of weights, in 10^9 bytes")
+    check: Literal["logits", "weights"] = Field(
+        "logits",
+        description="weights: every tensor read back, bit for bit, one at a time; logits: also log-probabilities "
+        "beside the training model, which takes both models in the memory of one process",
+    )
     check_tokens: int = Field(ge=1, description="length of the sequence on which both models are compared")
     tolerance: float = Field(gt=0, description="largest allowed absolute difference of the log-probabilities")
 
@@ -528,6 +562,10 @@ class Profile(Section):
                     f"{name}: prompts_per_step={rl.prompts_per_step} and responses per update={batch} must be "
                     f"multiples of the data-parallel size {replicas}"
                 )
+        if self.export.head_precision == "bf16" and self.parallel.precision == "fp32":
+            raise ValueError(
+                "export: head_precision=bf16 with parallel.precision=fp32 would store the LM head coarser than the rest"
+            )
         longest = max(stage.sequence_length for stage in self.context_extension.stages)
         if longest > self.model.max_position_embeddings:
             raise ValueError(

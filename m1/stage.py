@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from m1 import paths, profile
+from m1 import interchange, paths, profile
 from m1.errors import Checkpointed, M1Error, UsageError
 from m1.profile import DATA_STAGES, READS, TRAINING_STAGES, Profile
 
@@ -64,7 +64,10 @@ STAGE_INFO: dict[str, StageInfo] = {
     ),
     "synthesize": StageInfo("stages.synthesize", ("stages/synthesize",), ("synthesize",)),
     "pretrain": StageInfo(
-        "stages.pretrain", ("stages/pretrain", *_MODEL_CODE), ("pretrain", "model", "parallel"), True
+        "stages.pretrain",
+        ("stages/pretrain", "m1/interchange.py", *_MODEL_CODE),
+        ("pretrain", "model", "parallel"),
+        True,
     ),
     "sft": StageInfo("stages.sft", ("stages/sft", "m1/chat.py", *_MODEL_CODE), ("sft", "model", "parallel"), True),
     "context-extension": StageInfo(
@@ -81,7 +84,9 @@ STAGE_INFO: dict[str, StageInfo] = {
         ("evaluate", "model", "parallel"),
         True,
     ),
-    "export": StageInfo("stages.export", ("stages/export", "m1/chat.py", *_MODEL_CODE), ("export", "model")),
+    "export": StageInfo(
+        "stages.export", ("stages/export", "m1/chat.py", "m1/interchange.py", *_MODEL_CODE), ("export", "model")
+    ),
 }
 
 
@@ -100,6 +105,7 @@ class StageRequest:
         history: every training run upstream of this one, oldest first, as [stage, run folder].
         resume: run folder of the same stage at another parallel layout, whose newest checkpoint is continued as long
             as this run has none of its own.
+        init_from: "folder" (absolute) and "digest" of the base model that it starts from, or None.
     """
 
     stage: str
@@ -112,6 +118,7 @@ class StageRequest:
     parent_stage: str | None = None
     history: list[list[str]] = field(default_factory=list)
     resume: str | None = None
+    init_from: dict[str, str] | None = None
 
     def load_profile(self) -> Profile:
         return profile.parse(self.profile, "request")
@@ -338,9 +345,14 @@ def _syntax(file: Path, modified_ns: int, size: int) -> bytes:
 
 
 def fingerprint(
-    stage: str, settings: Profile, data_digests: dict[str, str], parent: str | None, history: list[str]
+    stage: str,
+    settings: Profile,
+    data_digests: dict[str, str],
+    parent: str | None,
+    history: list[str],
+    init_from: str | None = None,
 ) -> str:
-    """Identity of one execution: code, settings, data and upstream fingerprints. 64 hex digits."""
+    """Identity of one execution: code, settings, data, upstream fingerprints, base model's digest. 64 hex digits."""
     info = STAGE_INFO[stage]
     values = settings.to_dict()
     identity = {
@@ -351,6 +363,7 @@ def fingerprint(
         "data": dict(sorted(data_digests.items())),
         "parent": parent,
         "history": history if stage == "evaluate" else [],
+        **({"init_from": init_from} if init_from else {}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -389,7 +402,9 @@ def resolve(stage: str, settings: Profile, *, parent: Path | None = None) -> Sta
             raise UsageError(f"{stage}: upstream run {parent} is not complete", "Rerun it, or name another run.")
         parent_fingerprint, parent_stage = result.fingerprint, result.stage
         history = [*result.request["history"], [result.stage, str(parent)]]
-    identity = fingerprint(stage, settings, digests, parent_fingerprint, [Path(folder).name for _, folder in history])
+    base = base_model(stage, settings, paths.data_dir(settings.name, "tokenizer"))
+    names = [Path(folder).name for _, folder in history]
+    identity = fingerprint(stage, settings, digests, parent_fingerprint, names, base["digest"] if base else None)
     return StageRequest(
         stage=stage,
         profile=settings.to_dict(),
@@ -400,6 +415,7 @@ def resolve(stage: str, settings: Profile, *, parent: Path | None = None) -> Sta
         parent=str(parent) if parent else None,
         parent_stage=parent_stage if parent else None,
         history=history,
+        init_from=base,
     )
 
 
@@ -414,7 +430,10 @@ def resumed(request: StageRequest, run: Path) -> StageRequest:
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--resume {run} is not a run folder ({error})", "Name one below runs/.") from error
     names = [name for name in STAGE_INFO[request.stage].sections if name != "parallel"]
-    facts = [("stage", request.stage, other.stage), ("data", request.data_digests, other.data_digests)]
+    facts: list[tuple[str, Any, Any]] = [
+        ("stage", request.stage, other.stage),
+        ("data", request.data_digests, other.data_digests),
+    ]
     facts += [("upstream run", request.history, other.history)]
     facts += [(name, request.profile[name], other.profile.get(name)) for name in [*names, "seed"]]
     different = [name for name, ours, theirs in facts if ours != theirs]
@@ -424,6 +443,22 @@ def resumed(request: StageRequest, run: Path) -> StageRequest:
             "Name another run, or leave --resume out.",
         )
     return dataclasses.replace(request, resume=str(run.resolve()))
+
+
+def base_model(stage: str, settings: Profile, tokenizer: Path | None = None) -> dict[str, str] | None:
+    """Folder and digest of the base model that the stage's section names, if it names one and it fits the profile.
+
+    Args:
+        tokenizer: folder of the profile's tokenizer, which the base model's must then equal.
+
+    Raises:
+        UsageError: it does not fit, or cannot be read.
+    """
+    named = getattr(settings.section(stage), "init_from", None)
+    if named is None:
+        return None
+    folder = paths.ROOT / Path(named).expanduser()  # an absolute path stays as it is
+    return {"folder": str(folder), "digest": interchange.inspect(folder, settings.model, tokenizer).digest}
 
 
 def write_request(request: StageRequest, *, force: bool = False) -> Path:
@@ -515,6 +550,7 @@ __all__ = [
     "StageInfo",
     "StageRequest",
     "StageResult",
+    "base_model",
     "checkpoint_of",
     "code_digest",
     "data_digest",

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from m1.cli import bench
+from m1.cli.sandbox import sandbox_app
 from m1.errors import UsageError
 
 app = typer.Typer(
@@ -18,6 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench.app, name="bench")
+app.add_typer(sandbox_app, name="sandbox")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Name of a file in profiles/.")]
 StartOption = Annotated[str | None, typer.Option(help="First stage; default the first of the order.")]
@@ -68,16 +72,48 @@ def plan(
     force: ForceOption = False,
     seed: SeedOption = None,
     set_: SetOption = None,
+    layouts: Annotated[bool, typer.Option("--layouts", help="Search parallel layouts instead, fastest first.")] = False,
+    stage: Annotated[str | None, typer.Option(help="--layouts: training stage, e.g. 'context-extension 4'.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="--layouts: how many; default the profile's ranks.")] = None,
+    gpu_memory: Annotated[float, typer.Option(min=0.001, help="GB (10^9 bytes) of one GPU.")] = 80.0,
+    peak: Annotated[float, typer.Option(min=0.001, help="TFLOP/s of one GPU, dense bfloat16.")] = 989.4,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak in training.")] = 0.35,
+    rollout_mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak in generation.")] = 0.10,
+    price: Annotated[float, typer.Option(min=0, help="Dollars for a GPU hour; default the M1 report's.")] = 2.0721,
+    cost: Annotated[bool | None, typer.Option(help="Show cost and decoding; default above one GPU hour.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG of operations per generated token.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False,
 ) -> None:
-    """Print what a run would do and why; nothing is started."""
+    """Print what a run would do and why, what it needs and costs; nothing is started."""
     from flows import plan as planning
-    from m1.cli.tables import plan_table
+    from m1.cli import plan as showing
+    from m1.planning.layouts import Hardware
+    from m1.planning.work import Price
 
     settings = planning.load_profile(profile, seed=seed, overrides=parse_overrides(set_))
+    hardware = Hardware(memory=gpu_memory * 1e9, flops=peak * 1e12)
+    if layouts:
+        work = showing.find_work(settings, stage)
+        found = showing.layout_summary(settings, work, gpus or settings.parallel.world_size, hardware)
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+        else:
+            _print(showing.layout_tables(found))
+        raise typer.Exit(0 if found["layouts"] else 1)
+    if stage or gpus:
+        raise UsageError("--stage and --gpus belong to --layouts", "Add --layouts, or leave them out.")
     stages = planning.select(settings, start, stop, only)
     parent = _upstream(upstream, settings, stages)
     rows = planning.plan(settings, start=start, stop=stop, only=only, upstream=parent, force=force)
-    _print(plan_table(settings, rows))
+    content = showing.summary(settings, rows, Price(peak * 1e12, mfu, rollout_mfu, price), hardware)
+    dear = showing.is_dear(content) if cost is None else cost
+    drawn = showing.figure(settings, figure) if dear or figure else None
+    if as_json:
+        typer.echo(json.dumps({**content, "figure": str(drawn) if drawn else None}, indent=1))
+        return
+    _print(showing.tables(settings, rows, content, dear))
+    if drawn:
+        typer.echo(f"figure: {drawn}")
 
 
 @app.command(name="run")
@@ -120,7 +156,8 @@ def report(profile: ProfileOption = "tiny") -> None:
     from flows import plan as planning
     from m1.tracking import report as write
 
-    typer.echo(write(planning.load_profile(profile)))
+    settings = planning.load_profile(profile)
+    typer.echo(write(settings, planning.expected))
 
 
 @app.command()

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.text import Text
 from infra import services
 from m1 import paths
 from m1.cli.tables import table
+from m1.errors import ServiceError
 
 _VERSIONS = ("torch", "megatron-core", "prefect", "mlflow", "dvc", "datasets", "transformers")
 _MIN_MEMORY = 8 * 1024**3
@@ -29,7 +29,7 @@ def check_machine() -> tuple[Any, bool]:
         _disk(),
         _tool("compiler", ("g++", "c++", "clang++"), "faster lightning kernels", needed=False),
         _tool("git", ("git",), "lineage and DVC", needed=True),
-        _tool("docker", ("docker",), "the sandbox", needed=False),
+        _engine(),
         _port("prefect", services.PREFECT_PORT),
         _port("mlflow", services.MLFLOW_PORT),
         *(_version(name) for name in _VERSIONS),
@@ -76,10 +76,17 @@ def _tool(what: str, names: tuple[str, ...], use: str, *, needed: bool) -> Findi
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
         return what, "bad" if needed else "note", f"none of {', '.join(names)} found; it is for {use}"
-    if what == "docker":
-        alive = subprocess.run([path, "info"], capture_output=True, timeout=20).returncode == 0
-        return what, "ok" if alive else "note", f"{path}, daemon {'runs' if alive else 'does not run'}; it is for {use}"
     return what, "ok", path
+
+
+def _engine() -> Finding:
+    from infra.sandbox import engine
+
+    try:
+        found = engine.describe()
+    except ServiceError as error:
+        return "docker", "note", f"{error} Without it, the sandbox and the software engineering tasks are skipped."
+    return "docker", "ok", f"engine {found['version']}, for the sandbox; runtimes {', '.join(found['runtimes'])}"
 
 
 def _port(name: str, port: int) -> Finding:

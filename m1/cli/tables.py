@@ -31,6 +31,10 @@ def status_table(services: dict[str, Any]) -> Table:
     return made
 
 
+#: Ends the reason of a stage that runs because one above it does; said once for the whole table.
+_PERHAPS = " (skipped after all if that changes nothing)"
+
+
 def plan_table(settings: Profile, rows: list[Any]) -> Any:
     from flows.plan import expected_flops
     from m1.arithmetic import parameters
@@ -40,6 +44,8 @@ def plan_table(settings: Profile, rows: list[Any]) -> Any:
     made = table(f"profile {settings.name}: {size}", "stage", "does", "why", "inputs", "tokens", "parameters", "FLOPs")
     for column in made.columns[4:]:
         column.justify = "right"
+    words = [word for row in rows for text in row.inputs for word in f"{text},".split()]
+    made.columns[3].min_width = max(map(len, words), default=0)  # names stay in one piece where the terminal is narrow
     flops_of = {row.stage: expected_flops(settings, row.stage) for row in rows}
     for row in rows:
         tokens = "-" if row.tokens is None else f"{'≤ ' if row.bound else ''}{short(row.tokens)}"
@@ -47,12 +53,15 @@ def plan_table(settings: Profile, rows: list[Any]) -> Any:
         flops = "-" if count is None else f"{'≤ ' if row.bound else ''}{count:.1e}"
         size = "-" if row.stage in DATA_STAGES else short(counts.total)
         action = Text(row.action, style="green" if row.action == "skip" else "yellow")
-        made.add_row(row.stage, action, row.reason, ", ".join(row.inputs) or "-", tokens, size, flops)
+        reason = row.reason.replace(_PERHAPS, "*")
+        made.add_row(row.stage, action, reason, ", ".join(row.inputs) or "-", tokens, size, flops)
     total = sum(flops_of[row.stage] or 0.0 for row in rows if row.action == "run")
     expected = sum(row.tokens or 0 for row in rows if row.action == "run")
     running = sum(row.action == "run" for row in rows)
     made.add_section()
     made.add_row(f"{running} to run", "", "", "", f"≤ {short(expected)}", "", f"≤ {total:.1e}")
+    if any(_PERHAPS in row.reason for row in rows):
+        made.caption, made.caption_justify = f"*{_PERHAPS}", "left"
     return made
 
 

@@ -23,7 +23,6 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from kernels import lightning_attention, lightning_slopes
 from kernels.context_parallel import lightning_attention_context_parallel
@@ -162,12 +161,23 @@ class SoftmaxCore(MegatronModule):
         offsets = (0, key.shape[0]) if packed_seq_params is None else packed_seq_params.offsets
         parts = []
         for sample, start, end in _pieces(offsets, first, first + sequence):
-            # Aligned at the end: the last query of the piece sees all of these keys.
-            mask = causal_lower_right(end - start, end - sample)
             mine = q[:, :, start - first : end - first]
-            parts.append(F.scaled_dot_product_attention(mine, k[:, :, sample:end], v[:, :, sample:end], mask))
+            mask = _aligned_at_the_end(q, end - start, end - sample) if start > sample else None
+            attended = F.scaled_dot_product_attention(
+                mine, k[:, :, sample:end], v[:, :, sample:end], mask, is_causal=mask is None
+            )
+            parts.append(attended)
         mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+
+def _aligned_at_the_end(like: Tensor, queries: int, keys: int) -> Any:
+    """Causal mask whose last query sees all keys; on a GPU only its description, which flash kernels understand."""
+    if like.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right  # pulls in torch's compiler, seconds of a CPU's start
+
+        return causal_lower_right(queries, keys)
+    return like.new_ones((queries, keys), dtype=torch.bool).tril(keys - queries)
 
 
 def _pieces(offsets: tuple[int, ...], first: int, last: int) -> Iterator[tuple[int, int, int]]:

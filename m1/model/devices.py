@@ -115,19 +115,27 @@ class _Event:
 
 def _map_cuda_to_cpu() -> None:
     """Plain replacements of the CUDA functions: measurably cheaper than a TorchFunctionMode."""
-    # torch's optimizers import it; it must see the original functions, and come before Megatron's stand-in for Triton.
-    import torch._dynamo
     from torch.utils import _device
+
+    _uncompiled_optimizers()
 
     _device._device_constructors()  # cached before the factories are wrapped: torch.device("meta") needs the originals
     cuda = torch.cuda
     stream = _Stream()
 
-    def nothing(*args: Any, **kwargs: Any) -> None: ...
-
     cuda.current_device = lambda: torch.device("cpu")
     cuda.device_count = lambda: 1
-    cuda.set_device = cuda.synchronize = cuda.empty_cache = cuda.set_stream = cuda.reset_peak_memory_stats = nothing
+    for name in (
+        "set_device",
+        "synchronize",
+        "empty_cache",
+        "set_stream",
+        "reset_peak_memory_stats",
+        "manual_seed_all",
+    ):
+        setattr(
+            cuda, name, lambda *args, **kwargs: None
+        )  # one each: torch's compiler refuses two names of one function
     cuda.current_stream = cuda.default_stream = lambda *args, **kwargs: stream
     cuda.stream = lambda *args, **kwargs: contextlib.nullcontext()
     cuda.device = lambda *args, **kwargs: contextlib.nullcontext()
@@ -136,7 +144,6 @@ def _map_cuda_to_cpu() -> None:
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     cuda.set_rng_state = cuda.random.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     cuda.manual_seed = torch.default_generator.manual_seed  # torch.manual_seed itself calls manual_seed_all
-    cuda.manual_seed_all = nothing
 
     def no_properties(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("no CUDA device")  # the exception that torch's own code expects here
@@ -159,6 +166,20 @@ def _map_cuda_to_cpu() -> None:
         return original_type(self, dtype, *args, **kwargs)
 
     torch.Tensor.type = type_named
+
+
+def _uncompiled_optimizers() -> None:
+    """Have torch's optimizers call their own methods directly.
+
+    torch marks them to stay out of torch.compile, and the first call of a marked one imports the compiler: 5 seconds in
+    every process, for nothing where nothing is compiled.
+    """
+    for attribute in vars(torch.optim.Optimizer).values():
+        method = getattr(attribute, "__wrapped__", None)
+        if method is not None:
+            method.__dynamo_disable = method
+    step = torch.optim.Adam.step.__wrapped__  # type: ignore[attr-defined]
+    torch.optim.Adam.step = torch.no_grad()(step)
 
 
 def _on_cpu(factory: Any) -> Any:

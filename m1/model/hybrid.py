@@ -263,8 +263,10 @@ def initialize_weights(hybrid: HybridModel, seed: int) -> None:
     """Xavier-normal weights with DeepNorm's scale on values, outputs and experts (MiniMax-01 §4.2); norms at one.
 
     Every weight is drawn whole from a generator seeded by (seed, global name) and then cut to this rank's part, so
-    that one seed gives one model at every layout.
+    that one seed gives one model at every layout. On the meta device there is nothing to draw.
     """
+    if next(hybrid.parameters()).is_meta:
+        return
     beta = hybrid.settings.deepnorm_beta
     for name, parameter in hybrid.named_parameters():
         if parameter.dim() == 1:
@@ -276,7 +278,7 @@ def initialize_weights(hybrid: HybridModel, seed: int) -> None:
         shape = list(parameter.shape)
         if split >= 0:
             shape[split] *= group.size()
-        generator = torch.Generator().manual_seed(_seed_of(seed, _global_name(hybrid, name)))
+        generator = torch.Generator().manual_seed(_seed_of(seed, global_name(hybrid, name)))
         whole = torch.randn(shape, generator=generator)
         whole *= (2.0 / (shape[0] + shape[1])) ** 0.5
         if any(part in name for part in ("out_proj", "linear_proj", "linear_fc1", "linear_fc2")):
@@ -297,7 +299,7 @@ def _value_rows(weight: Tensor, name: str, model: Model) -> Tensor:
     return weight.view(model.num_query_groups, per_group, model.head_dim, -1)[:, -1]
 
 
-def _global_name(hybrid: HybridModel, name: str) -> str:
+def global_name(hybrid: HybridModel, name: str) -> str:
     """Name of a parameter with layer and expert numbers counted over all ranks."""
     parts = name.split(".")
     if "layers" in parts:

@@ -7,7 +7,7 @@ import html
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,17 @@ class _Stage:
         return self.result is not None or self.record is not None
 
 
-def report(profile: Profile | str, planned: Mapping[str, Mapping[str, float | None]] | None = None) -> Path:
+#: stage -> "tokens" and "flops" as planned, and whether they are a "bound".
+Plan = Mapping[str, Mapping[str, Any]]
+_ADDED_TOKENS = ("rl/tokens", "evaluate/tokens")
+
+
+def report(profile: Profile | str, planned: Callable[[Profile], Plan] | None = None) -> Path:
     """Write `runs/<profile>/report.html` about the newest finished run of every stage.
 
     Args:
         profile: or its name.
-        planned: stage -> {"tokens": ..., "flops": ...}, as planned before the run; for the table of plan and actual.
+        planned: what the settings of the run plan; for the table of plan and actual.
 
     Returns:
         the page. It holds its figures and refers to nothing outside.
@@ -94,7 +99,7 @@ def report(profile: Profile | str, planned: Mapping[str, Mapping[str, float | No
             [
                 _head(settings, stages),
                 _overview(settings, stages, Path(folder)),
-                _plan(settings, stages, planned or {}),
+                _plan(settings, stages, planned(settings) if planned else {}),
                 _curves(settings, stages, Path(folder)),
                 "<h2>Stage by stage</h2>",
                 *(_details(stage) for stage in stages if stage.done),
@@ -202,25 +207,54 @@ def _mixed(stages: Sequence[_Stage]) -> str:
     return _list(notes)
 
 
-def _plan(settings: Profile, stages: Sequence[_Stage], planned: Mapping[str, Mapping[str, float | None]]) -> str:
+def _plan(settings: Profile, stages: Sequence[_Stage], planned: Plan) -> str:
+    from m1.tracking.pictures import duration
+
     rows = []
     for stage in stages:
         if stage.result is None:
             continue
         plan = planned.get(stage.name, {})
-        steps = {line["step"] for line in stage.lines}
-        tokens, flops = _final(stage.result, "tokens"), _final(stage.result, "flops")
-        row = [_count(_planned_steps(settings, stage.name)), _count(max(steps, default=None))]
-        row += [_count(plan.get("tokens")), _count(tokens), _power(plan.get("flops")), _power(flops)]
-        rows.append([_text(stage.name), *row])
+        expected, tokens = plan.get("tokens"), _tokens_logged(stage)
+        flops = plan["flops"] / expected * tokens if expected and tokens is not None and plan.get("flops") else None
+        mark = "≤ " if plan.get("bound") else ""
+        steps = [
+            _count(_planned_steps(settings, stage.name)),
+            _count(max((x["step"] for x in stage.lines), default=None)),
+        ]
+        row = [_marked(mark, _count(expected)), _count(tokens), _share(tokens, expected)]
+        row += [_marked(mark, _power(plan.get("flops"))), _power(flops), duration(stage.result.seconds)]
+        speed = tokens / stage.result.seconds if tokens and stage.result.seconds else None
+        rows.append([_text(stage.name), *steps, *row, _count(speed)])
     if not rows:
         return ""
-    names = ["stage", "steps planned", "last step logged", "tokens planned", "tokens", "FLOPs planned", "FLOPs"]
+    names = ["stage", "steps planned", "last step logged", "tokens planned", "tokens", "of plan"]
+    names += ["FLOPs planned", "FLOPs", "time", "tokens/s"]
     return (
         "<h2>Plan and actual</h2><p>What the profile asks for beside what was logged. Steps are optimizer steps, in "
-        "reinforcement learning batches of rollouts; an empty cell means that nothing was planned or logged.</p>"
-        + _table(names, rows, numeric=set(range(1, 7)))
+        "reinforcement learning batches of rollouts. Tokens are what the model read, without padding; ≤ marks an upper "
+        "bound, as responses and samples may be shorter than their limit. FLOPs are the logged tokens times the plan's "
+        "operations for a token. Time is the stage's own, measuring and saving included. An empty cell means that "
+        "nothing was planned or logged.</p>" + _table(names, rows, numeric=set(range(1, len(names))))
     )
+
+
+def _tokens_logged(stage: _Stage) -> float | None:
+    """Tokens that a stage read: a running count of training, or what every batch of rollouts or checkpoint added."""
+    assert stage.result is not None
+    counts = [line["metrics"]["train/tokens_seen"] for line in stage.lines if "train/tokens_seen" in line["metrics"]]
+    if counts:
+        return max(counts)
+    added = [line["metrics"][key] for line in stage.lines for key in _ADDED_TOKENS if key in line["metrics"]]
+    return sum(added) if added else _final(stage.result, "tokens")
+
+
+def _marked(mark: str, text: str) -> str:
+    return mark + text if text else ""
+
+
+def _share(value: float | None, of: float | None) -> str:
+    return f"{value / of:.0%}" if value is not None and of else ""
 
 
 def _planned_steps(settings: Profile, stage: str) -> int | None:

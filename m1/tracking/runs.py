@@ -149,6 +149,7 @@ class Tracker:
                 tags |= {"fingerprint": request.fingerprint, "path": records.relative(request.output)}
                 tags |= self._upstream_tags(request, settings.name)
                 tags |= {f"dvc.{name}": digest for name, digest in request.data_digests.items()}
+                tags |= {f"init_from_{part}": value for part, value in (request.init_from or {}).items()}
             name = f"{stage}-{request.fingerprint[:8]}" if request else stage
             run = self.client.create_run(experiment, run_name=name, tags=_filled(tags))
             self._log_parameters(run.info.run_id, settings, stage)

@@ -185,6 +185,7 @@ class StageTracker:
             "run_id": maker.info.run_id if maker else self.run_id,
         }
         tags |= {f"dvc.{data}": digest for data, digest in request["data_digests"].items()}
+        tags |= {f"init_from_{part}": value for part, value in (request.get("init_from") or {}).items()}
         if request["parent"]:
             parent_fingerprint = self._tracker.parent_fingerprint(request["parent"])
             parent = registry.find_version(self._client, name, parent_fingerprint) if parent_fingerprint else None

@@ -129,6 +129,8 @@ class _Walk:
             node["missing"].append(f"run folder {node['path']}")
         read = [name for name in DATA_STAGES if f"dvc.{name}" in tags]
         node["data"] = [self.data_set(node["profile"], name, tags[f"dvc.{name}"]) for name in read]
+        if "init_from_folder" in tags:
+            node["base"] = {part: tags.get(f"init_from_{part}", MISSING) for part in ("folder", "digest")}
         node["parent"] = self._parent(tags, below | {node["fingerprint"]})
         return node
 
@@ -226,7 +228,9 @@ def _draw(tree: Tree, node: dict[str, Any], told: set[str]) -> None:
     tree.add(f"Prefect run {node['prefect_run_id']}")
     for data in node["data"]:
         _draw_data(tree, data, told)
-    if node["parent"] is None:
+    if "base" in node:
+        tree.add(f"from the base model {escape(node['base']['folder'])}, digest {node['base']['digest']}")
+    elif node["parent"] is None:
         tree.add("trained from scratch")
     else:
         _draw(tree.add(f"from {_title(node['parent'])}"), node["parent"], told)

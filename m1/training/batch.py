@@ -41,7 +41,6 @@ class Batch:
     def num_tokens(self) -> int:
         return int(self.loss_mask.sum())
 
-
     def to(self, device: torch.device | int | str) -> Batch:
         return self._each(lambda x: x.to(device))
 

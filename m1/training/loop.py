@@ -26,6 +26,7 @@ def train(
     evaluate_every: int,
     checkpoint_every: int,
     log_every: int,
+    begin: Callable[[], None] = lambda: None,
 ) -> tuple[Path, dict[str, float], dict[str, float]]:
     """Train for `steps` optimizer steps, from the stage's own newest checkpoint where there is one.
 
@@ -34,6 +35,7 @@ def train(
     Args:
         batches: step -> this rank's micro-batches of that step.
         held_out: measures the model; its values are logged as "heldout/<name>".
+        begin: called before the first step, and not where the stage goes on from a checkpoint of its own.
 
     Returns:
         The final checkpoint and the held-out values before the first and after the last step.
@@ -46,6 +48,7 @@ def train(
     if state is not None:
         first, before = state["step"], state["before"]
     else:
+        begin()
         first, before = 0, held_out()
         _log_held_out(context, 0, before)
     started, tokens = time.time(), 0.0

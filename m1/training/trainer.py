@@ -13,10 +13,11 @@ from torch import Tensor
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
 from m1.errors import M1Error
+from m1.interchange import Base
 from m1.model.attention import Packing
 from m1.model.hybrid import HybridModel, build_model
 from m1.profile import Model, Optimizer, Parallel
-from m1.training import checkpoint
+from m1.training import base, checkpoint
 from m1.training.batch import Batch
 from m1.training.routing import Routing
 
@@ -71,6 +72,7 @@ class Trainer:
     Attributes:
         chunks: the parts of the model that this rank holds, several under the interleaved pipeline schedule.
         model: the first of them, which is the whole model where neither layers nor weights are split.
+        tokens_seen: input tokens of all steps on all ranks, without padding; kept in checkpoints.
     """
 
     def __init__(
@@ -85,7 +87,12 @@ class Trainer:
     ) -> None:
         from megatron.core import parallel_state
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-        from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+        from megatron.core.optimizer import (
+            OptimizerConfig,
+            ParamKey,
+            get_megatron_optimizer,
+            get_standard_config_overrides,
+        )
 
         count = parallel.virtual_pipeline_model_parallel_size
         self.chunks: list[HybridModel] = [
@@ -107,26 +114,29 @@ class Trainer:
         for name, parameter in (named for chunk in self.chunks for named in chunk.named_parameters()):
             if ".experts." in name:
                 parameter.allreduce = False  # type: ignore[attr-defined]  # one optimizer layout with and without EP
-        self.ddps = []
+        self.ddps: list[Any] = []
         for chunk in self.chunks:
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             self.ddps.append(DistributedDataParallel(chunk.config, ddp_config, chunk))
-        self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=1.0,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                use_distributed_optimizer=True,
-                params_dtype=self.config.params_dtype,
-                bf16=self.config.bf16,
-            ),
-            self.ddps,
-            use_gloo_process_groups=False,
+        settings = OptimizerConfig(
+            optimizer="adam",
+            lr=1.0,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_eps=optimizer.eps,
+            clip_grad=optimizer.clip_grad,
+            use_distributed_optimizer=True,
+            params_dtype=self.config.params_dtype,
+            bf16=self.config.bf16,
         )
+        overrides = get_standard_config_overrides(settings)
+        if optimizer.final_norm_lr_mult != 1.0:
+            overrides[ParamKey(name="*final_layernorm.weight")] = {"lr_mult": optimizer.final_norm_lr_mult}
+        self.optimizer = get_megatron_optimizer(
+            settings, self.ddps, config_overrides=overrides, use_gloo_process_groups=False
+        )
+        self.tokens_seen = 0.0
         for group in self.optimizer.param_groups:
             group["fused"] = True  # torch's AdamW then makes one pass over the memory instead of a dozen
 
@@ -136,8 +146,8 @@ class Trainer:
         """One optimizer step on this rank's micro-batches (every rank passes the same number of them).
 
         Returns:
-            The loss function's sums divided by the global number of tokens, "grad_norm", "tokens" (global), and what
-            the routers tell (`Routing.end_step`).
+            The loss function's sums divided by the global number of tokens, "grad_norm", "tokens" (global),
+            "tokens_seen", and what the routers tell (`Routing.end_step`).
 
         Raises:
             NonFiniteGradient: the gradient norm is not finite; weights and optimizer state are as before.
@@ -158,8 +168,9 @@ class Trainer:
                 "Lower the learning rate or the gradient clip, and rerun: it continues from the last checkpoint.",
             )
         self.optimizer.step()
+        self.tokens_seen += sums.pop("inputs", 0.0)
         metrics = _per_token(sums)
-        metrics["grad_norm"] = norm
+        metrics |= {"grad_norm": norm, "tokens_seen": self.tokens_seen}
         return {**metrics, **self.routing.end_step()}
 
     @torch.no_grad()
@@ -252,7 +263,7 @@ class Trainer:
     def _forward_backward(
         self, batches: list[Batch], loss_function: LossFunction, *, forward_only: bool
     ) -> dict[str, float]:
-        """Sums of the loss function over prepared micro-batches and ranks, with the key "tokens"."""
+        """Sums of the loss function over prepared micro-batches and ranks, with the keys "tokens" and "inputs"."""
         from megatron.core import parallel_state
 
         device = torch.device(torch.cuda.current_device())
@@ -261,8 +272,9 @@ class Trainer:
         def finish(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             loss, tokens, sums = loss_function(token_logprobs(logits, batch.labels), batch)
             self._tokens += tokens.detach()
+            counts = {"tokens": tokens.detach(), "inputs": (~batch.padding_mask).sum()}
             # The whole number that Megatron adds up is not used: `_finalize_gradients`.
-            return loss, tokens.detach().to(torch.int), {**sums, "tokens": tokens.detach()}
+            return loss, tokens.detach().to(torch.int), {**sums, **counts}
 
         reports = self._schedule(batches, finish, forward_only=forward_only)
         names = sorted(reports[0]) if reports else []
@@ -369,15 +381,23 @@ class Trainer:
 
     def begin_save(self, writer: checkpoint.Writer, folder: Path, state: dict[str, Any]) -> None:
         """As `save`, complete once the writer has finished; the training may go on."""
-        writer.begin(folder, _Whole(self.chunks), self.optimizer, {**state, "rotary_base": self.model.rotary_base})
+        state = {**state, "rotary_base": self.model.rotary_base, "tokens_seen": self.tokens_seen}
+        writer.begin(folder, _Whole(self.chunks), self.optimizer, state)
 
     def load(self, folder: Path, *, optimizer: bool = True, verified: bool = False) -> dict[str, Any]:
         """Load weights, and the optimizer's state unless a new stage starts; returns the saved `state`."""
         state = checkpoint.load(folder, _Whole(self.chunks), self.optimizer if optimizer else None, verified=verified)
         self.set_rotary_base(state["rotary_base"])
+        self.tokens_seen = state.get("tokens_seen", 0.0) if optimizer else 0.0
         if not optimizer:
             self.optimizer.reload_model_params()  # with bf16 weights it keeps float32 copies of its own
         return state
+
+    def load_base(self, found: Base) -> list[str]:
+        """Take the weights of a base model (`m1.interchange.inspect`), with a fresh optimizer; returns notes."""
+        notes = [note for chunk in self.chunks for note in base.load(found, chunk)]
+        self.optimizer.reload_model_params()
+        return list(dict.fromkeys(notes))
 
 
 class _Whole:
@@ -415,5 +435,5 @@ def _last_stage() -> int:
 
 
 def _per_token(sums: dict[str, float]) -> dict[str, float]:
-    tokens = sums.pop("tokens", 0.0)
+    tokens, _ = sums.pop("tokens", 0.0), sums.pop("inputs", 0.0)
     return {**{name: value / max(tokens, 1.0) for name, value in sums.items()}, "tokens": tokens}

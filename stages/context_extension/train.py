@@ -78,14 +78,16 @@ def _extend(
                 f"max_gradient_norm={settings.max_gradient_norm}",
                 "Add a stage with a smaller step in length, or lower the learning rate; finished stages are kept.",
             )
-        if state["step"] % settings.log_every == 0:
+        if state["step"] % settings.log_every == 0 or state["step"] == total:
             layers = trainer.layer_gradient_norms()
             context.log_metrics(
                 state["step"],
                 {
                     "train/loss": metrics["loss"],
                     "train/grad_norm": norm,
+                    "train/tokens_seen": metrics["tokens_seen"],
                     "train/sequence_length": stage.sequence_length,
+                    **{f"train/{name}": value for name, value in metrics.items() if name.startswith("moe_")},
                     **{f"layers/grad_norm_{layer:02d}": value for layer, value in layers.items()},
                 },
             )

@@ -32,10 +32,12 @@ def run(context: StageContext) -> StageResult:
     for number, (stage, folder) in enumerate(chosen):
         context.progress(number, len(chosen), stage)
         model = checkpoint.load_model(checkpoint_of(Path(folder)), settings.model, settings.parallel)
+        before_sft = number == 0 and any(name == "sft" for name, _ in chosen[1:])
+        asked = first_of_each_task(prompts, section.prompts_per_task_before_sft) if before_sft else prompts
         answered = evaluate_prompts(
             Decoder(model),
             tokenizer,
-            prompts,
+            asked,
             samples=section.samples_per_prompt,
             max_new_tokens=section.max_new_tokens,
             temperature=section.temperature,
@@ -46,6 +48,8 @@ def run(context: StageContext) -> StageResult:
         values = {f"pass@1/{stage}/{task}": entry.value for task, entry in table[stage].items()}
         lengths = [len(rollout.tokens) for item in answered for rollout in item.rollouts]
         values[f"response_length/{stage}"] = sum(lengths) / len(lengths)
+        read = sum(len(prompt.tokens) for prompt in asked) * section.samples_per_prompt
+        values["evaluate/tokens"] = float(sum(lengths) + read)
         context.log_metrics(number, values)
         if context.rank == 0:
             write_samples(context.output / "samples" / f"{stage}.jsonl", answered)

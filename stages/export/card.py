@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from m1 import arithmetic
+from m1.interchange import MINIMAX_M1
+from m1.profile import Profile
 from m1.stage import StageContext, load_result
 from stages.corpus import spec
 from stages.export import files
@@ -25,15 +27,35 @@ prompt = tokenizer.apply_chat_template(
 answer = model.generate(**prompt, max_new_tokens=256)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :]))
 ```"""
+_USAGE_RELEASED = """\
+Weights, names and `config.json` are laid out as MiniMax-M1 was released (`MiniMaxM1ForCausalLM`): for programs that
+load that model, such as vLLM 0.9.2 to 0.23 (`vllm serve . --trust-remote-code`). transformers has no model for this
+layout; `modeling_minimax_m1.py` of the released checkpoint, put beside these files and into `auto_map`, is one.
+`configuration_minimax_m1.py` here is a class without code of its own, so that `config.json` can be read."""
+_LIMITS = """\
+- It reports decay tables (`slope_rate`, `query_decay`, `key_decay`, `diagonal_decay`) as missing: they are computed,
+  not stored.
+- Loaded in bfloat16 it rounds those tables, the router and the LM head too: log-probabilities then differ visibly.
+  Load it in float32 where they matter.
+- Called step by step without `generate`, it takes every new token to be at position 0, because its cache asks a
+  lightning layer for the length: pass `position_ids`. `generate` does.
+- Batches of prompts of different length decode wrongly when padded on the left, for the same reason: generate for one
+  prompt at a time, or for prompts of equal length."""
+_LIMITS_RELEASED = """\
+- The norm of the lightning layers was trained with epsilon 1e-06, as in the released modelling file. vLLM's
+  `minimax_text_01` has 1e-05 fixed in its code.
+- `config.json` cannot say it: keep the recurrent state, the router and the LM head in float32."""
 
 
-def render(context: StageContext, found: Comparison, rotary_base: float, size: int) -> str:
-    """Text of `README.md`."""
+def render(context: StageContext, found: Comparison | None, read_back: int, rotary_base: float, size: int) -> str:
+    """Text of `README.md`; `found` is None where log-probabilities were not compared."""
     settings = context.profile
-    model = settings.model
+    model, layout = settings.model, settings.export.layout
     counts = arithmetic.parameters(model)
     softmax = arithmetic.softmax_layers(model)
     corpus = spec.load(settings.corpus.spec)
+    released = layout == MINIMAX_M1
+    head = "bfloat16, rounded from the float32 it was trained in" if _rounded(settings) else "float32"
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: other\n---",
         f"# m1-{settings.name}",
@@ -41,14 +63,15 @@ def render(context: StageContext, found: Comparison, rotary_base: float, size: i
         f"{settings.seed}: {model.num_layers} layers ({model.num_layers - softmax} lightning, {softmax} softmax "
         f"attention), {model.num_experts} experts of which {model.moe_router_topk} are used, {counts.total:,} "
         f"parameters ({counts.active:,} active outside embedding and head), {size:,} bytes of weights "
-        f"({settings.parallel.precision}; router and LM head float32), vocabulary {model.vocab_size:,}.",
+        f"({settings.parallel.precision}; router float32; LM head {head}), vocabulary {model.vocab_size:,}.",
         "## Use",
-        _USAGE,
+        _USAGE_RELEASED if released else _USAGE,
         _table(
             "## How it was made",
             ["stage", "fingerprint", "metric", "before", "after"],
             [_stage_row(Path(folder)) for _, folder in context.request.history],
         ),
+        *_base_models(context),
         _table(
             "Data sets read by the export, with the hash that DVC recorded:",
             ["data set", "hash"],
@@ -62,28 +85,56 @@ def render(context: StageContext, found: Comparison, rotary_base: float, size: i
             ["source", "package", "domain", "licence"],
             [[s.name, _package(s), s.domain, s.licence] for s in corpus.sources],
         ),
-        "## What differs from the training framework",
-        files.rotary_note(model, rotary_base),
-        "A program that reads the weights without these settings, or applies rope_theta to the whole head, computes "
-        "something else.",
-        f"Checked before this folder was written to its place: loaded with transformers {version('transformers')} from "
-        f"these files alone and run beside the training model (Megatron-core {version('megatron-core')}), both in "
-        f"float32, on {found.tokens} held-out tokens. Largest difference of any log-probability over the whole "
-        f"vocabulary: {found.prefill:.2e} for the sequence at once, {found.decode:.2e} token by token with the cache. "
-        f"A greedy answer through the chat template chose the training model's first choice everywhere, up to "
-        f"{found.greedy:.2e}. Allowed: {settings.export.tolerance:g}. What remains is the order of summation and the "
-        "factor of the decay rates, which transformers divides by (layers - 1 + 1e-5) instead of (layers - 1).",
-        "## Known limits of transformers with this model",
-        "- It reports decay tables (`slope_rate`, `query_decay`, `key_decay`, `diagonal_decay`) as missing: they are "
-        "computed, not stored.\n"
-        "- Loaded in bfloat16 it rounds those tables, the router and the LM head too: log-probabilities then differ "
-        "visibly. Load it in float32 where they matter.\n"
-        "- Called step by step without `generate`, it takes every new token to be at position 0, because its cache "
-        "asks a lightning layer for the length: pass `position_ids`. `generate` does.\n"
-        "- Batches of prompts of different length decode wrongly when padded on the left, for the same reason: "
-        "generate for one prompt at a time, or for prompts of equal length.",
+        f"## Layout `{layout}` and its rotary convention",
+        files.rotary_note(model, layout, rotary_base),
+        "A program that reads the weights without these settings computes something else.",
+        "## What was checked before this folder was written to its place",
+        f"All {read_back:,} parameters of the training model, read back from these files one at a time: bit for bit "
+        "those of the checkpoint" + (", the LM head after its rounding." if _rounded(settings) else "."),
+        _compared(found, released, settings.export.tolerance),
+        "## Known limits of " + ("those who read this layout" if released else "transformers with this model"),
+        _LIMITS_RELEASED if released else _LIMITS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _compared(found: Comparison | None, released: bool, tolerance: float) -> str:
+    if found is None:
+        return "Not compared: log-probabilities, which takes the model twice in one memory (`export.check: weights`)."
+    reader = (
+        "computed in plain torch as the released definition says (no installed package runs it)"
+        if released
+        else f"loaded with transformers {version('transformers')}"
+    )
+    trainer = f"Megatron-core {version('megatron-core')}"
+    text = (
+        f"From these files alone, {reader}, and run beside the training model ({trainer}), both in float32, on "
+        f"{found.tokens} held-out tokens. Largest difference of any log-probability over the whole vocabulary: "
+        f"{found.prefill:.2e} for the sequence at once, {found.decode:.2e} token by token with the cache. A greedy "
+        f"answer through the chat template chose the training model's first choice everywhere, up to "
+        f"{found.greedy:.2e}. Allowed: {tolerance:g}. What remains is the order of summation"
+    )
+    if released:
+        return f"{text}. vLLM itself was not run."
+    return (
+        f"{text} and the factor of the decay rates, which transformers divides by (layers - 1 + 1e-5) instead of "
+        "(layers - 1)."
+    )
+
+
+def _rounded(settings: Profile) -> bool:
+    return settings.export.head_precision == "bf16"
+
+
+def _base_models(context: StageContext) -> list[str]:
+    """The base models that runs of the history started from."""
+    results = [load_result(Path(folder)) for _, folder in context.request.history]
+    bases = [base for result in results if result and (base := result.request.get("init_from"))]
+    return [
+        f"Training started from the base model in `{base['folder']}`, SHA-256 of its configuration, index and headers "
+        f"`{base['digest']}`. Its licence applies too."
+        for base in bases
+    ]
 
 
 def _stage_row(run: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Compares an exported folder, loaded by transformers alone, with the model it was made from."""
+"""Compares an exported folder, read by itself, with the model it was made from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from m1 import chat
 from m1.errors import StageFailed, UsageError
+from m1.interchange import MINIMAX_M1, open_folder
 from m1.model.hybrid import HybridModel
+from m1.model.stored import FolderReader, Form, Source, trained, trained_shapes
+from m1.profile import Model
+from stages.export.released import ReleasedModel
 
 QUESTION = "Compute 3 + 4 * 2."
 NEW_TOKENS = 32
@@ -69,25 +73,86 @@ def logprobs(model: HybridModel, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare(folder: Path, trained: HybridModel, tokens: Tensor) -> Comparison:
-    """Load `folder` with nothing but transformers and run it beside the training model, both in float32."""
+def compare(folder: Path, layout: str, trained: HybridModel, tokens: Tensor) -> Comparison:
+    """Load `folder` by itself and run it beside the training model, both in float32."""
     device = next(trained.parameters()).device
     tokens = tokens.to(device)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = Released(folder) if layout == MINIMAX_M1 else Transformers(folder, device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     expected = logprobs(trained, tokens)
-    prefill = _distance(model(tokens).logits.log_softmax(-1), expected)
+    prefill = _distance(model.read(tokens)[0].log_softmax(-1), expected)
     start = max(1, tokens.shape[1] // 2)
-    state = model(tokens[:, :start], use_cache=True)
-    steps = [state.logits.log_softmax(-1)]
+    logits, state = model.read(tokens[:, :start])
+    steps = [logits.log_softmax(-1)]
     for i in range(start, tokens.shape[1]):
-        # As `generate` does: asked for the position itself, the cache answers 0 while its first layer is lightning.
-        at = torch.tensor([[i]], device=device)
-        state = model(tokens[:, i : i + 1], position_ids=at, past_key_values=state.past_key_values, use_cache=True)
-        steps.append(state.logits.log_softmax(-1))
+        logits, state = model.step(tokens[:, i : i + 1], i, state)
+        steps.append(logits.log_softmax(-1))
     decode = _distance(torch.cat(steps, dim=1), expected)
     greedy, answer = _greedy_answer(model, tokenizer, trained)
     return Comparison(tokens.shape[1], prefill, decode, greedy, answer)
+
+
+class Transformers:
+    """A folder of the transformers layout as transformers computes it."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, Any]:
+        found = self.model(tokens, use_cache=True)
+        return found.logits, found.past_key_values
+
+    def step(self, token: Tensor, position: int, state: Any) -> tuple[Tensor, Any]:
+        # As `generate` does: asked for the position itself, the cache answers 0 while its first layer is lightning.
+        at = torch.tensor([[position]], device=token.device)
+        found = self.model(token, position_ids=at, past_key_values=state, use_cache=True)
+        return found.logits, found.past_key_values
+
+    def greedy(self, prompt: Tensor) -> Tensor:
+        settings = dict(do_sample=False, temperature=None, top_p=None)
+        mask = torch.ones_like(prompt)
+        return self.model.generate(prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS, **settings)
+
+
+class Released:
+    """A folder of the released layout as its definition computes it (`stages.export.released`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = ReleasedModel(folder)
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, Any]:
+        logits, state = self.model.logits(tokens.cpu())
+        return logits.to(tokens.device), state
+
+    def step(self, token: Tensor, position: int, state: Any) -> tuple[Tensor, Any]:
+        logits, state = self.model.logits(token.cpu(), state)
+        return logits.to(token.device), state
+
+    def greedy(self, prompt: Tensor) -> Tensor:
+        output = prompt
+        logits, state = self.read(prompt)
+        for _ in range(NEW_TOKENS):
+            output = torch.cat((output, logits[:, -1:].argmax(-1)), dim=1)
+            logits, state = self.step(output[:, -1:], output.shape[1] - 1, state)
+        return output
+
+
+def weights(folder: Path, source: Source, model: Model, form: Form) -> int:
+    """Read every parameter back from `folder` as `pretrain.init_from` does, one at a time; returns how many there are.
+
+    Raises:
+        StageFailed: one is not, bit for bit, what the training model has, in the type that the export keeps it in.
+    """
+    names = trained_shapes(model)
+    with FolderReader(open_folder(folder), model) as read:
+        for name in names:
+            expected = source(name).detach().to("cpu", form.dtype(name))
+            if not torch.equal(trained(read, name, model, form.layout), expected):
+                raise StageFailed(
+                    f"export: {name} read back from the exported files is not the trained parameter",
+                    "Nothing was exported. Rerun; if it happens again, test the disk and m1/model/stored.py.",
+                )
+    return len(names)
 
 
 def require(found: Comparison, tolerance: float) -> None:
@@ -102,22 +167,22 @@ def require(found: Comparison, tolerance: float) -> None:
             f"export: log-probabilities of the exported and the training model differ by {', '.join(failed)} over "
             f"{found.tokens} tokens, more than export.tolerance={tolerance:g}",
             "Nothing was exported. Two experts that tie at one token may be ordered differently: try another "
-            "export.check_tokens before looking for a fault in m1/model/convert.py.",
+            "export.check_tokens before looking for a fault in m1/model/convert.py or stored.py.",
         )
 
 
-def _greedy_answer(model: Any, tokenizer: Any, trained: HybridModel) -> tuple[float, str]:
+def _greedy_answer(model: Transformers | Released, tokenizer: Any, trained: HybridModel) -> tuple[float, str]:
     """Answer a question through the chat template; how far each choice is from the training model's own."""
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(model.device)
+    )["input_ids"].to(next(trained.parameters()).device)
     own = tokenizer.encode(chat.render_prompt(QUESTION), add_special_tokens=False)
-    if prompt["input_ids"][0].tolist() != own:
+    if prompt[0].tolist() != own:
         raise StageFailed(
             "export: the tokenizer's chat template renders another prompt than the one the model was trained on",
             "Correct the template of the tokenizer stage.",
         )
-    output = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None)
+    output = model.greedy(prompt)
     answer = output[0, len(own) :]
     preferred = logprobs(trained, output[:, :-1])[0, len(own) - 1 :]
     chosen = preferred.gather(1, answer[:, None])[:, 0]

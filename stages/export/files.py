@@ -1,34 +1,51 @@
-"""What an exported folder holds: configuration, weights, tokenizer."""
+"""What an exported folder holds: configuration, weights, tokenizer. Weights pass through one file's worth at a time."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, MiniMaxForCausalLM
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, GenerationConfig
 
-from m1 import arithmetic
+from m1 import interchange
 from m1.errors import StageFailed, UsageError
-from m1.model import convert
-from m1.model.hybrid import HybridModel
+from m1.interchange import INDEX, MINIMAX_M1, SINGLE
+from m1.model import convert, stored
+from m1.model.stored import Form, Source
 from m1.profile import Model, Profile
+from m1.stage import write_json
 
-#: Larger models are written in several files of at most this size.
-SHARD_SIZE = "5GB"
+#: Lets `AutoConfig`, and so vLLM, read the released layout's config.json, whose type transformers does not know. The
+#: released checkpoint carries a file of this name too; this one holds no values, they are all in config.json.
+_CONFIGURATION = '''\
+"""Configuration of the released MiniMax-M1 layout: every value is in config.json."""
+
+from transformers import PretrainedConfig
 
 
-def write(folder: Path, trained: HybridModel, settings: Profile, tokenizer_folder: Path) -> int:
+class MiniMaxM1Config(PretrainedConfig):
+    model_type = "minimax_m1"
+    keys_to_ignore_at_inference = ["past_key_values"]
+'''
+
+
+def write(folder: Path, source: Source, rotary_base: float, settings: Profile, tokenizer_folder: Path) -> int:
     """Write everything but the model card into the new `folder`; returns the bytes of all weights.
 
-    The weights are named as in the released MiniMax-Text-01 checkpoint (one matrix per expert, `block_sparse_moe`),
-    which is what transformers itself writes and reads for this family.
+    Args:
+        source: gives the whole parameter of the training model by its name.
 
     Raises:
-        UsageError: transformers cannot represent the model, or the tokenizer does not fit it.
-        StageFailed: the weights written are not as many as the model has.
+        UsageError: the layout cannot represent the model, or the tokenizer does not fit it.
+        StageFailed: the disk has no room for it.
     """
+    form = Form.of(settings)
+    interchange.require_representable(settings.model, form.layout, rotary_base)
     folder.mkdir(parents=True)
     for file in sorted(tokenizer_folder.iterdir()):
         if file.name != "summary.json":
@@ -41,45 +58,93 @@ def write(folder: Path, trained: HybridModel, settings: Profile, tokenizer_folde
             "Use the tokenizer that the model was trained with.",
         )
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = convert.transformers_config(settings.model, trained.rotary_base, **ids)
-    weights = stored(convert.to_transformers(trained.state_dict(), settings.model), settings.parallel.precision)
-    with torch.device("meta"):
-        model = MiniMaxForCausalLM(config)
-    outcome = model.load_state_dict(weights, strict=False, assign=True)
-    unexplained = [name for name in outcome.missing_keys if not name.endswith(convert.DECAY_TABLES)]
-    if outcome.unexpected_keys or unexplained:
-        raise StageFailed(f"export: weights do not fit transformers: {(outcome.unexpected_keys + unexplained)[:3]}")
+    write_config(folder, settings.model, form, rotary_base, ids)
     # Sampling as in the evaluation of the MiniMax-M1 report, §6.
-    model.generation_config = GenerationConfig(
-        **ids, pad_token_id=tokenizer.eos_token_id, do_sample=True, temperature=1.0, top_p=0.95
-    )
-    model.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
-    size = sum(weight.nbytes for weight in weights.values())
-    expected = arithmetic.checkpoint_bytes(settings.model, precision=settings.parallel.precision, float32_head=True)
-    if size != expected:
-        raise StageFailed(f"export: the weights take {size} bytes, the model's settings say {expected}")
-    return size
+    sampling = dict(do_sample=True, temperature=1.0, top_p=0.95)
+    GenerationConfig(**ids, pad_token_id=tokenizer.eos_token_id, **sampling).save_pretrained(folder)
+    return write_weights(folder, source, settings.model, form, int(settings.export.shard_gigabytes * 1e9))
 
 
-def stored(weights: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Weights in the precision they were trained in: router and LM head always float32, the rest as `precision`."""
-    kept = ("mlp.gate.weight", "lm_head.weight")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return {
-        name: weight.to("cpu", torch.float32 if name.endswith(kept) else dtype).contiguous()
-        for name, weight in weights.items()
-    }
+def write_weights(folder: Path, source: Source, model: Model, form: Form, shard_bytes: int) -> int:
+    """Write the weights in files of at most `shard_bytes` (or one tensor, if that is larger); returns their bytes.
+
+    One file is in memory at a time. Every file is complete once it has its name; of several, the index comes last.
+    """
+    sizes = {name: tensor.nbytes for name, tensor in stored.exported(model, form).items()}
+    total, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if free < total:
+        raise StageFailed(f"export: {folder} needs {total:,} bytes and its disk has {free:,} left", "Free disk space.")
+    shards = split(sizes, shard_bytes)
+    tensors = stored.stored(source, model, form.layout)
+    placed: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        content: dict[str, torch.Tensor] = {}
+        for expected in names:
+            name, tensor = next(tensors)
+            assert name == expected, f"{name} where {expected} belongs"
+            # A copy: parts of one parameter, such as w1 and w3, share memory, which safetensors refuses.
+            content[name] = tensor.detach().to(
+                "cpu", form.dtype(name), copy=True, memory_format=torch.contiguous_format
+            )
+            del tensor
+        unfinished = folder / f".{file}"
+        save_file(content, unfinished, metadata={"format": "pt"})
+        os.replace(unfinished, folder / file)
+        placed |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+    return total
 
 
-def rotary_note(model: Model, rotary_base: float) -> str:
-    """How the rotary embedding was written, and why, in two sentences."""
-    rope = convert.rope_parameters(model, rotary_base)
+def split(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, in groups of at most `limit` bytes; a larger tensor is alone in its group."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def write_config(folder: Path, model: Model, form: Form, rotary_base: float, ids: dict[str, Any]) -> None:
+    """Write `config.json` and what reading it takes; `ids` are those of special tokens."""
+    dtype = "bfloat16" if form.precision == "bf16" else "float32"
+    if form.layout == MINIMAX_M1:
+        (folder / "configuration_minimax_m1.py").write_text(_CONFIGURATION)
+        write_json(folder / "config.json", interchange.minimax_m1_config(model, rotary_base, dtype, **ids))
+        return
+    config = convert.transformers_config(model, rotary_base, architectures=["MiniMaxForCausalLM"], dtype=dtype, **ids)
+    config.save_pretrained(folder)
+
+
+def rotary_note(model: Model, layout: str, rotary_base: float) -> str:
+    """Which rotary convention was written, and why, in a few sentences."""
+    rope = interchange.rope_parameters(model, rotary_base)
+    rotated, part = interchange.rotary_dim(model), f"{interchange.rotary_dim(model) / model.head_dim:g}"
+    if layout == MINIMAX_M1:
+        return (
+            f"The released layout says how many channels of a softmax head are rotated: rotary_dim {rotated} of "
+            f"{model.head_dim}, rope_theta {rotary_base:g}, channel i paired with i + {rotated // 2}. Training pairs "
+            "the same channels, so the rows of queries and keys are in the order they were trained in. "
+            "transformers' own `minimax` family does not read rotary_dim: export.layout transformers is for it."
+        )
     if rope["rope_type"] == "default":
         return f"RoPE covers the whole head, base {rotary_base:g}, as transformers' `minimax` family has it."
     return (
-        f"The model rotates {rope['partial_rotary_factor']:g} of each softmax head with RoPE base {rotary_base:g}; "
-        'transformers\' `minimax` family rotates whole heads. It is therefore written with rope_type "proportional", '
-        f"partial_rotary_factor {rope['partial_rotary_factor']:g} and rope_theta {rope['rope_theta']:g} (the base to "
+        f"The model rotates {part} of each softmax head with RoPE base {rotary_base:g}; "
+        "transformers' `minimax` family rotates whole heads and reads no rotary_dim. It is therefore written with "
+        f'rope_type "proportional", partial_rotary_factor {part} and rope_theta {rope["rope_theta"]:g} (the base to '
         "the power of one over that factor), and the channels of queries and keys are reordered to match: the same "
         "function, in another notation."
     )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold weights."""
+    if not (folder / INDEX).is_file():
+        return [SINGLE]
+    return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))

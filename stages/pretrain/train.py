@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from m1 import interchange
+from m1.errors import UsageError
 from m1.stage import StageContext, StageResult
 from m1.training import loop, parallel
 from m1.training.batch import Batch, full_batch
@@ -32,6 +36,7 @@ def run(context: StageContext) -> StageResult:
         mine = share(list(micro), rank, ranks)
         return [full_batch(stream.sequences(range(i, i + settings.micro_batch_size))) for i in mine]
 
+    notes: list[str] = []
     held_out = held_out_batches(context, settings.sequence_length, settings.micro_batch_size, rank, ranks)
     final, before, after = loop.train(
         context,
@@ -43,6 +48,7 @@ def run(context: StageContext) -> StageResult:
         evaluate_every=settings.evaluate_every,
         checkpoint_every=settings.checkpoint_every,
         log_every=settings.log_every,
+        begin=lambda: notes.extend(start_from_base(context, trainer)),
     )
     tokens = settings.train_steps * settings.global_batch_size * settings.sequence_length
     result = context.finish(
@@ -52,9 +58,21 @@ def run(context: StageContext) -> StageResult:
         after=after["loss"],
         metrics={**{f"heldout/{k}": v for k, v in after.items()}, "train/tokens": tokens},
         figures=training_figures(context),
+        notes=notes,
     )
     parallel.shutdown()
     return result
+
+
+def start_from_base(context: StageContext, trainer: Trainer) -> list[str]:
+    """Load the weights that `pretrain.init_from` names, if it does; returns notes for the report."""
+    named = context.request.init_from
+    if named is None:
+        return []
+    found = interchange.inspect(Path(named["folder"]), context.profile.model, context.data["tokenizer"])
+    if found.digest != named["digest"]:
+        raise UsageError(f"pretrain.init_from={named['folder']} has changed since this run was planned", "Start anew.")
+    return trainer.load_base(found)
 
 
 def held_out_batches(context: StageContext, length: int, micro: int, rank: int, ranks: int) -> list[Batch]:

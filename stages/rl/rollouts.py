@@ -92,6 +92,7 @@ def rollout_metrics(batch: SampledBatch) -> dict[str, float]:
         "rl/groups_none_correct": failed / groups,
         "rl/generation_rounds": float(batch.rounds),
         "rl/generated_tokens": tokens,
+        "rl/tokens": tokens + sum(len(group.prompt.tokens) * len(group.rollouts) for group in batch.generated),
     }
 
 

@@ -152,5 +152,5 @@ def update(trainer: Trainer, plan: Sequence[list[Batch]], section: Rl, learning_
         "rl/updates": float(len(reports)),
         "rl/trained_tokens": tokens,
         "cispo/is_weight_max": float(largest),
-        **{name: value for name, value in means.items() if name != "tokens"},
+        **{name: value for name, value in means.items() if name not in ("tokens", "tokens_seen")},
     }

@@ -32,6 +32,10 @@ def run(settings: Profile, output: Path) -> dict[str, Any]:
         problems = draw(section.tasks, per_task, seed=settings.seed, purpose=purpose, taken=taken)
         write_rows(output / f"{split}.jsonl", [row(problem, with_response=False) for problem in problems])
         summary[split] = {"rows": len(problems), "by_task_and_difficulty": tally(problems)}
+    if section.swe is not None:
+        from stages.synthesize.swe import write_swe  # only this part needs the sandbox's packages
+
+        summary["swe"] = write_swe(settings, section.swe, output)
     return summary
 
 

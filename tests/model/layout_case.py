@@ -23,7 +23,7 @@ MODEL = Model(
     num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=24, vocab_size=304, max_position_embeddings=256,
 )  # fmt: skip
 SEED = 7
-MICRO_BATCHES = 4
+MICRO_BATCHES = 2
 
 
 def micro_batches(step: int, packed: bool) -> list[Batch]:
@@ -46,26 +46,26 @@ def micro_batches(step: int, packed: bool) -> list[Batch]:
 SPANS = ((18, 50), (0, 61), (1, 5))
 
 
-def train(layout: Parallel, seed_checkpoint: Path | None, *, packed: bool = False, steps: int = STEPS) -> list[dict]:
+def train(layout: Parallel, checkpoint: Path | None, *, packed: bool = False) -> list[dict[str, float]]:
     """What every step reports, on this rank. Process groups must be those of the layout.
 
     Args:
-        seed_checkpoint: the weights to start from; None takes those of the seed.
+        checkpoint: whose weights to start from; None takes those of the seed.
     """
     from m1.training import parallel
     from m1.training.trainer import Trainer, language_model_loss
 
     parallel.initialize(layout, 1)
     trainer = Trainer(
-        MODEL, layout, seed=SEED if seed_checkpoint is None else SEED + 1, optimizer=Optimizer(eps=1e-8),
+        MODEL, layout, seed=SEED if checkpoint is None else SEED + 1, optimizer=Optimizer(eps=1e-8),
         moe_aux_loss_coeff=0.01,
     )  # fmt: skip
-    if seed_checkpoint is not None:
-        trainer.load(seed_checkpoint, optimizer=False)
+    if checkpoint is not None:
+        trainer.load(checkpoint, optimizer=False)
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     return [
-        trainer.step(micro_batches(step, packed)[rank::ranks], language_model_loss, 2e-3 * min(1, (step + 1) / 5))
-        for step in range(steps)
+        trainer.step(micro_batches(step, packed)[rank::ranks], language_model_loss, 4e-3 * min(1, (step + 1) / 5))
+        for step in range(STEPS)
     ]
 
 

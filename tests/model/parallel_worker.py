@@ -1,4 +1,4 @@
-"""Run under torchrun by test_layouts: jobs at several layouts, one after another in the same processes.
+"""Run under torchrun by test_parallel_losses: jobs at several layouts, one after another in the same processes.
 
 usage: parallel_worker.py JOBS FOLDER   where JOBS is a JSON file: a list of {"name", "kind", "layout", ...}, and every
 result goes to FOLDER/NAME.pt
@@ -62,7 +62,7 @@ def run(job: dict[str, Any]) -> Any:
     layout = Parallel(world_size=dist.get_world_size(), **job["layout"])
     if job["kind"] == "gradients":
         return gradients(layout)
-    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"], steps=job["steps"])
+    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"])
 
 
 def main() -> None:

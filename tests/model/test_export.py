@@ -152,7 +152,7 @@ def test_tokenizer_of_another_model_is_refused(inputs, tmp_path, hybrid):
 
     settings = context(inputs, tmp_path).profile.model_copy(update={"model": SMALL})
     with pytest.raises(UsageError, match="has 400 tokens"):
-        files.write(tmp_path / "model", hybrid, settings, inputs / "tokenizer")
+        files.write(tmp_path / "model", hybrid.state_dict().__getitem__, 1e4, settings, inputs / "tokenizer")
 
 
 def test_bfloat16_keeps_router_and_head_in_float32(exported, inputs, tmp_path):
@@ -164,13 +164,294 @@ def test_bfloat16_keeps_router_and_head_in_float32(exported, inputs, tmp_path):
 
     settings = context(inputs, tmp_path, **{"parallel.precision": "bf16"}).profile
     trained = build_model(MODEL, settings.parallel.model_copy(update={"world_size": 1}), seed=5)
-    size = files.write(tmp_path / "model", trained, settings, inputs / "tokenizer")
+    source = trained.state_dict().__getitem__
+    size = files.write(tmp_path / "model", source, trained.rotary_base, settings, inputs / "tokenizer")
     assert size == arithmetic.checkpoint_bytes(MODEL, precision="bf16", float32_head=True)
     weights = load_file(tmp_path / "model" / "model.safetensors")
     wide = {name for name, weight in weights.items() if weight.dtype == torch.float32}
     assert wide == {
         name for name in weights if name == "lm_head.weight" or name.endswith("block_sparse_moe.gate.weight")
     }
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+# --- the released layout --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def released(inputs, tmp_path_factory):
+    """Exported as MiniMax-M1 was, in files of at most 0.2 MB."""
+    output = tmp_path_factory.mktemp("released")
+    changes = {"export.layout": "minimax-m1", "export.shard_gigabytes": 0.0002}
+    return output, execute(context(inputs, output, **changes))
+
+
+def test_released_layout_agrees_with_its_definition(released):
+    """The stage compares with plain torch that reads config.json and the files by the released names."""
+    output, result = released
+    assert result.key_metric == "max |logprob difference|" and 0 < result.after < 1e-4
+    assert result.metrics["export/weights_read_back"] == 8 * (3 + 2 * MODEL.num_experts) + 7 * 4 + 2 + 3
+    card = (output / "model" / "README.md").read_text()
+    for needed in (
+        "minimax-m1",
+        "rotary_dim 8 of 16",
+        "rope_theta 30000",
+        "vLLM itself was not run",
+        "0123012301230123",
+    ):
+        assert needed in card
+
+
+def test_released_layout_in_several_files(released):
+    folder = released[0] / "model"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == sorted(file.name for file in folder.glob("*.safetensors"))
+    assert len(files) > 5 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert index["metadata"]["total_size"] == released[1].metrics["export/bytes"]
+    assert all((folder / file).stat().st_size < 0.25e6 for file in files)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["MiniMaxM1ForCausalLM"] and config["attn_type_list"] == [0] * 7 + [1]
+    assert (config["rotary_dim"], config["rope_theta"], config["eos_token_id"]) == (8, 30000, config["eos_token_id"])
+
+
+def test_released_configuration_is_read_through_its_class(released):
+    """As vLLM reads it: a type that transformers does not know, by the file beside it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(released[0] / "model", trust_remote_code=True)
+    assert type(config).__name__ == "MiniMaxM1Config"
+    assert (config.rotary_dim, config.attn_type_list[-1], config.num_local_experts) == (8, 1, MODEL.num_experts)
+
+
+def test_the_definition_agrees_with_transformers_where_they_are_one(tmp_path):
+    """With whole heads rotated both layouts are one: transformers' own weights in its code and in the definition."""
+    from transformers import MiniMaxForCausalLM
+
+    from m1 import interchange
+    from m1.model import convert
+    from stages.export.released import ReleasedModel
+
+    model = MODEL.model_copy(update={"rotary_percent": 1.0, "softmax_every": 4})
+    torch.manual_seed(2)
+    other = MiniMaxForCausalLM(convert.transformers_config(model, 5e4)).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3).add_(0.2 * torch.randn_like(parameter) if parameter.dim() == 1 else 0)
+    other.save_pretrained(tmp_path)
+    write_json(tmp_path / "config.json", interchange.minimax_m1_config(model, 5e4, "float32"))
+    tokens = torch.randint(0, 400, (1, 530), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = other(tokens).logits
+    plain = ReleasedModel(tmp_path)
+    logits, _ = plain.logits(tokens)
+    assert expected.std() > 0.1
+    assert (logits - expected).abs().max() < 1e-4
+    _, state = plain.logits(tokens[:, :500])
+    for i in range(500, 530):
+        step, state = plain.logits(tokens[:, i : i + 1], state)
+        assert (step[:, 0] - expected[:, i]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        # Rotary pairs as transformers expects them; q, k, v in thirds; gate and up exchanged.
+        lambda name, w: w[torch.tensor([*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]).repeat(4)
+                          + torch.arange(4).repeat_interleave(16) * 16] if "q_proj" in name else w,
+        lambda name, w: w.view(4, 3, 16, -1).transpose(0, 1).reshape_as(w) if "layers.0.self_attn.qkv" in name else w,
+        lambda name, w: -w if "layers.3.block_sparse_moe.experts.1.w3" in name else w,
+    ],
+    ids=["rotary", "thirds", "experts"],
+)  # fmt: skip
+def test_the_definition_notices(released, inputs, tmp_path, damage):
+    """Each mistake that the layout invites moves the logits far beyond the tolerance."""
+    from safetensors.torch import load_file, save_file
+
+    from m1.training.checkpoint import load_model
+    from stages.export import check
+
+    for file in (released[0] / "model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+        if file.suffix == ".safetensors":
+            content = {name: damage(name, weight).contiguous() for name, weight in load_file(file).items()}
+            save_file(content, tmp_path / file.name)
+    trained = load_model(inputs / "runs/sft/0123/checkpoint", MODEL, ALONE)
+    tokens = check.heldout_tokens(inputs / "tokens" / "heldout", 300)
+    found = check.compare(tmp_path, "minimax-m1", trained, tokens)
+    assert min(found.prefill, found.decode) > 1e-3
+
+
+@pytest.mark.parametrize("layout", ["transformers", "minimax-m1"])
+def test_logits_agree_up_to_2000_tokens(exported, released, inputs, layout):
+    """Prefill of several lengths and decoding at the end of the longest, lightning and softmax layers alike."""
+    from small_model import logits_of
+
+    from m1.training.checkpoint import load_model
+    from stages.export import check
+
+    folder = (exported if layout == "transformers" else released)[0] / "model"
+    trained = load_model(inputs / "runs/sft/0123/checkpoint", MODEL, ALONE)
+    tokens = torch.randint(0, MODEL.vocab_size, (1, 2000), generator=torch.Generator().manual_seed(8))
+    expected = logits_of(trained, tokens)
+    reader = check.Released(folder) if layout == "minimax-m1" else check.Transformers(folder, torch.device("cpu"))
+    with torch.no_grad():
+        for length in (1, 257, 2000):
+            assert (reader.read(tokens[:, :length])[0] - expected[:, :length]).abs().max() < 1e-4
+        _, state = reader.read(tokens[:, :1970])
+        for i in range(1970, 2000):
+            logits, state = reader.step(tokens[:, i : i + 1], i, state)
+            assert (logits[:, 0] - expected[:, i]).abs().max() < 1e-4
+
+
+def test_weights_alone_are_checked_where_the_model_fits_no_machine(inputs, tmp_path, monkeypatch):
+    """`export.check: weights`: the training model is never built, and the card says what was not compared."""
+    from m1.training import checkpoint
+
+    monkeypatch.delattr(checkpoint, "load_model")
+    changes = {"export.check": "weights", "export.layout": "minimax-m1", "parallel.precision": "bf16",
+               "export.head_precision": "bf16"}  # fmt: skip
+    result = execute(context(inputs, tmp_path, **changes))
+    assert (result.key_metric, result.after) == ("parameters that differ", 0.0)
+    assert result.metrics["export/bytes"] == arithmetic.checkpoint_bytes(MODEL, precision="bf16")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Not compared: log-probabilities" in card and "rounded from the float32" in card
+
+
+def test_a_weight_that_did_not_reach_the_disk_is_noticed(inputs, tmp_path, monkeypatch):
+    from stages.export import files
+
+    original = files.save_file
+
+    def faulty(content, file, metadata):
+        content = {
+            name: weight + 1 if name.endswith("experts.2.w3.weight") else weight for name, weight in content.items()
+        }
+        original(content, file, metadata=metadata)
+
+    monkeypatch.setattr(files, "save_file", faulty)
+    with pytest.raises(StageFailed, match=r"layers\.0\.mlp.*experts\.2\.linear_fc1.weight read back"):
+        execute(context(inputs, tmp_path, **{"export.check": "weights"}))
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".model*"))
+
+
+def test_a_full_disk_leaves_nothing_that_looks_complete(inputs, tmp_path, monkeypatch):
+    """The third file cannot be written: no index, no folder of the final name, and the error says why."""
+    from stages.export import files
+
+    original, written = files.save_file, []
+
+    def full(content, file, metadata):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(file)
+        original(content, file, metadata=metadata)
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(StageFailed, match="No space left"):
+        execute(context(inputs, tmp_path, **{"export.shard_gigabytes": 0.0002, "export.check": "weights"}))
+    assert load_result(tmp_path) is None and not (tmp_path / "model").exists()
+    assert not list(tmp_path.rglob("*.index.json"))
+
+
+# --- and back: a stage that starts from an exported model -----------------------------------------------------------
+
+
+def pretraining(inputs: Path, output: Path, base: Path, **overrides) -> StageContext:
+    """One step of pretraining from the weights in `base`, on the held-out text."""
+    from m1.stage import base_model
+
+    changes = {
+        "pretrain.init_from": str(base), "pretrain.sequence_length": 64, "pretrain.global_batch_size": 4,
+        "pretrain.micro_batch_size": 2, "pretrain.train_steps": 1, "pretrain.evaluate_every": 1,
+        "parallel.world_size": 1, **overrides,
+    }  # fmt: skip
+    values = profile.load("tiny", overrides=changes).to_dict()
+    values["model"] = MODEL.model_copy(update={"rotary_base": 30_000.0}).model_dump(mode="json")
+    settings = profile.parse(values, "test")
+    return StageContext(
+        StageRequest(
+            stage="pretrain", profile=values, fingerprint="cd" * 32, output=str(output),
+            data={name: str(inputs / name) for name in ("tokenizer", "tokens")}, data_digests={},
+            init_from=base_model("pretrain", settings, inputs / "tokenizer"),
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def token_sets(inputs):
+    """The held-out documents stand for the training text too."""
+    for suffix in (".bin", ".idx"):
+        target = (inputs / "tokens" / "train").with_suffix(suffix)
+        target.write_bytes((inputs / "tokens" / "heldout").with_suffix(suffix).read_bytes())
+
+
+@pytest.mark.parametrize("layout", ["transformers", "minimax-m1"])
+def test_pretraining_starts_from_an_exported_model(exported, released, inputs, tmp_path, token_sets, layout):
+    """The loss before the first step is, bit for bit, that of the model that was exported."""
+    from m1.training import checkpoint, loop, parallel
+    from m1.training.trainer import Trainer
+    from stages.pretrain import train
+
+    folder = (exported if layout == "transformers" else released)[0] / "model"
+    started = pretraining(inputs, tmp_path / "run", folder)
+    result = train.run(started)
+    assert result.request["init_from"] == started.request.init_from
+    assert str(folder) in result.notes[0] and started.request.init_from["digest"][:16] in result.notes[0]
+
+    parallel.initialize(started.profile.parallel, 1)
+    settings = started.profile
+    trainer = Trainer(settings.model, settings.parallel, seed=77, optimizer=settings.pretrain.optimizer)
+    trainer.load(inputs / "runs/sft/0123/checkpoint", optimizer=False)
+    batches = train.held_out_batches(started, 64, 2, 0, 1)
+    assert result.before == loop.held_out_loss(trainer, batches)["loss"]
+    assert result.after != result.before
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_a_stage_that_goes_on_does_not_start_from_the_base_again(released, inputs, tmp_path, token_sets):
+    """Its own checkpoint counts; the base model may be gone by then."""
+    import shutil
+
+    from stages.pretrain import train
+
+    shutil.copytree(released[0] / "model", tmp_path / "base")
+    started = pretraining(inputs, tmp_path / "run", tmp_path / "base")
+    first = train.run(started)
+    shutil.rmtree(tmp_path / "base")
+    again = train.run(StageContext(started.request))
+    assert (again.before, again.after, again.notes) == (first.before, first.after, [])
+
+
+def test_a_base_model_that_changed_since_the_plan_is_refused(released, inputs, tmp_path, token_sets):
+    from stages.pretrain import train
+
+    started = pretraining(inputs, tmp_path / "run", released[0] / "model")
+    started.request.init_from["digest"] = "0" * 64
+    with pytest.raises(UsageError, match="has changed since"):
+        train.run(started)
+
+
+def test_a_base_model_with_another_tokenizer_or_shape_is_refused_before_anything(released, inputs, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    content = json.loads((inputs / "tokenizer" / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    *_, first, second = vocabulary  # not among the special tokens, which are listed apart
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="2 tokens other numbers"):
+        pretraining(tmp_path, tmp_path / "run", released[0] / "model")
+    with pytest.raises(UsageError, match=r"no config\.json there"):
+        pretraining(inputs, tmp_path / "run", tmp_path)
+
+
+def test_the_base_model_is_part_of_the_identity(released):
+    from m1.stage import fingerprint
+
+    settings = profile.load("tiny")
+    one, other = (fingerprint("pretrain", settings, {}, None, [], digest) for digest in ("a" * 64, "b" * 64))
+    assert one != other
+    assert fingerprint("pretrain", settings, {}, None, []) == fingerprint("pretrain", settings, {}, None, [], None)
 
 
 def test_module_runs_alone():

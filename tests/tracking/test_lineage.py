@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from m1 import profile
 from m1.errors import UsageError
+from m1.interchange import inspect, minimax_m1_config
 from m1.tracking import lineage, lineage_dict, records
 
 
@@ -29,6 +31,30 @@ def text_of(tree) -> str:
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(tree)
     return console.export_text()
+
+
+def test_a_base_model_is_where_the_tree_ends(house, tracker, run_stage, tmp_path):
+    """A stage that starts from a folder of weights names it with its digest, in the run and on the model."""
+    model = house.profile.model
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(minimax_m1_config(model, model.rotary_base, "float32")))
+    header = json.dumps({"model.norm.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    values = house.profile.to_dict()
+    values["pretrain"]["init_from"] = str(base)
+    house.profile = profile.parse(values, "test")
+
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    for data in ("corpus", "tokenizer", "tokens"):
+        tracker.start_stage(flow, data, None, 1).finish_data(data, house.profile)
+    _, result = run_stage(house, flow, "pretrain")
+    made_of = result.request["init_from"]
+    assert made_of == {"folder": str(base), "digest": inspect(base, model).digest}
+    node = lineage_dict(tracker, f"m1-{house.profile.name}@pretrain")
+    assert (node["base"], node["parent"]) == (made_of, None)
+    text = text_of(lineage(tracker, f"m1-{house.profile.name}@pretrain"))
+    assert made_of["folder"] in text and made_of["digest"] in text and "from scratch" not in text
 
 
 def test_back_to_every_hash(house, tracker, chain):

@@ -34,7 +34,7 @@ def finished(house):
 
 
 def test_page(finished):
-    page = report(finished.profile, {"pretrain": {"tokens": 5000, "flops": 1.5e12}})
+    page = report(finished.profile, lambda settings: {"pretrain": {"tokens": 5000, "flops": 1.5e12}})
     assert page == finished.root / "runs" / finished.profile.name / "report.html"
     text = page.read_text()
     assert "href" not in text and text.count("src=") == text.count('src="data:image/png;base64,')  # nothing outside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
@@ -21,6 +21,7 @@ sequences = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_the_labels_that_count_are_exactly_the_responses(pairs: list[tuple[list[int], list[int]]]) -> None:
     values = [[float(i) for i in range(len(response))] for _, response in pairs]
@@ -33,6 +34,7 @@ def test_the_labels_that_count_are_exactly_the_responses(pairs: list[tuple[list[
         assert batch.tokens[row][~batch.padding_mask[row]].tolist() == (prompt + response)[:-1]
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_a_packed_row_holds_what_the_padded_rows_hold(pairs: list[tuple[list[int], list[int]]]) -> None:
     samples, starts = [p + r for p, r in pairs], [len(p) for p, _ in pairs]
@@ -48,6 +50,7 @@ def test_a_packed_row_holds_what_the_padded_rows_hold(pairs: list[tuple[list[int
     assert starts_of_samples == list(packed.offsets[:-1])
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 3), length=st.sampled_from([8, 12, 20]), ranks=st.sampled_from([1, 2, 4]))
 def test_parts_of_a_batch_are_its_tokens_in_order(rows: int, length: int, ranks: int) -> None:
     batch = full_batch(torch.arange(rows * (length + 1)).view(rows, -1))
@@ -78,6 +81,7 @@ def test_labels_of_a_full_batch_are_the_next_tokens() -> None:
     assert torch.equal(batch.labels, batch.tokens + 1) and batch.num_tokens == 10
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 40), seed=st.integers(0, 5), epochs=st.integers(1, 3))
 def test_every_epoch_visits_every_element_once(count: int, seed: int, epochs: int) -> None:
     order = [shuffled(count, seed, index) for index in range(count * epochs)]
@@ -85,6 +89,7 @@ def test_every_epoch_visits_every_element_once(count: int, seed: int, epochs: in
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
+@settings(deadline=None)
 @given(size=st.sampled_from([4, 8, 12]), ranks=st.sampled_from([1, 2]))
 def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks: int) -> None:
     samples = [Sample(list(range(1, 3 + i)), 1) for i in range(size)]
@@ -94,6 +99,7 @@ def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks:
     assert sorted(lengths) == sorted(len(sample.ids) - 1 for sample in samples)
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 20), micro=st.integers(1, 8), ranks=st.sampled_from([1, 2, 3]))
 def test_any_number_of_held_out_samples_gives_every_rank_the_same_number_of_batches(
     size: int, micro: int, ranks: int

@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
-from conftest import VERY_SMALL
 
-from m1.profile import Optimizer, Parallel
+from m1.profile import Model, Optimizer, Parallel
 from m1.training.batch import padded_batch
 
-MODEL = VERY_SMALL.model_copy(update={"num_experts": 6})
+MODEL = Model(
+    num_layers=3, softmax_every=3, hidden_size=32, num_attention_heads=2, num_query_groups=1, head_dim=16,
+    num_experts=6, moe_router_topk=2, moe_ffn_hidden_size=24, vocab_size=300, max_position_embeddings=256,
+)  # fmt: skip
 COEFFICIENT = 0.3
 
 

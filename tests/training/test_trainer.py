@@ -95,3 +95,20 @@ def test_layer_norms_are_those_of_autograd(make_trainer) -> None:
             float(g.square().sum()) for n, g in gradients.items() if f"layers.{layer}." in n and g is not None
         )
         assert norm == pytest.approx(math.sqrt(expected), rel=1e-4)
+
+
+def test_tokens_seen_are_inputs_without_padding_and_survive_a_checkpoint(make_trainer, tmp_path) -> None:
+    from m1.training.trainer import language_model_loss
+
+    trainer = make_trainer()
+    batch = padded_batch([[5, *range(40, 50)], [7, 8, 9]], [1, 1])
+    for _ in range(3):
+        metrics = trainer.step([batch], language_model_loss, 1e-3)
+    assert metrics["tokens_seen"] == trainer.tokens_seen == 3 * (10 + 2)
+    trainer.evaluate([batch], language_model_loss)
+    assert trainer.tokens_seen == 36
+    folder = trainer.save(tmp_path / "step_3", {"step": 3})
+    continued, fresh = make_trainer(), make_trainer()
+    continued.load(folder)
+    fresh.load(folder, optimizer=False)
+    assert (continued.tokens_seen, fresh.tokens_seen) == (36, 0)

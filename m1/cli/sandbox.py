@@ -1,0 +1,76 @@
+"""`m1 sandbox`: images, leftovers and the state of the engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from m1.cli.tables import table
+
+sandbox_app = typer.Typer(help="The sandbox: images, leftovers, state of the engine.", no_args_is_help=True)
+
+
+@sandbox_app.command()
+def build(
+    environment: Annotated[
+        str | None, typer.Option("--env", help="Task environment to build on the base: image m1-swe-ENV.")
+    ] = None,
+    requirement: Annotated[
+        list[str] | None,
+        typer.Option("--requirement", "-r", help="name==version; may be given several times. Default: pytest."),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(help="debootstrap, host-python (a copy of this Python), or the name of a given image.")
+    ] = "debootstrap",
+    mirror: Annotated[str | None, typer.Option(help="Debian mirror for debootstrap.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again although it is there.")] = False,
+) -> None:
+    """Build the base image and a task environment (`python`, with pytest, unless told otherwise)."""
+    from infra.sandbox import images
+
+    tag = images.build_base(base, mirror=mirror or images.MIRROR, force=force)
+    typer.echo(tag)
+    requirements = requirement or list(images.DEFAULT_REQUIREMENTS)
+    typer.echo(images.build_environment(environment or "python", requirements, base=tag, force=force))
+
+
+@sandbox_app.command(name="images")
+def images_command() -> None:
+    """List the images of the sandbox."""
+    from infra.sandbox.images import list_images
+
+    made = table(None, "image", "size", "made", "packages", right=("size",))
+    for image in list_images():
+        made.add_row(image.tag, f"{image.size / 1e6:.0f} MB", image.created, " ".join(image.packages) or "-")
+    _print(made)
+
+
+@sandbox_app.command()
+def reap() -> None:
+    """Remove containers whose runner is dead."""
+    from infra.sandbox import engine
+
+    typer.echo(f"{engine.reap()} containers removed")
+
+
+@sandbox_app.command()
+def check(
+    image: Annotated[str | None, typer.Option(help="Image for the trial job; default the newest environment.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Runtime class: runc, runsc, kata, ...")] = None,
+) -> None:
+    """Show what the engine can do, and run one job that looks at its own cage."""
+    from infra.sandbox.check import check_sandbox
+
+    rows, good = check_sandbox(image, runtime)
+    made = table(None, "what", "state", "found")
+    for row in rows:
+        made.add_row(*row)
+    _print(made)
+    raise typer.Exit(0 if good else 1)
+
+
+def _print(content: Any) -> None:
+    from m1.cli.app import _print as show
+
+    show(content)

@@ -1,0 +1,158 @@
+"""The ends of an answer, told apart; what an answer can and cannot change; localisation's score. No engine needed."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.sandbox import Kind
+from infra.sandbox.pytest_run import TestReport
+from m1.errors import M1Error
+from stages.swe.patches import make_diff
+from stages.swe.reward import (
+    End,
+    Weights,
+    classify,
+    classify_test,
+    code_of_test,
+    compile_error,
+    is_guarded,
+    judge_locations,
+    judge_repair,
+    judge_test,
+    restore,
+)
+from stages.swe.tasks import SweTask
+
+FAULTY = {"m.py": b"def f():\n    return 1\n", "tests/test_m.py": b"def test_f(): ...\n", "setup.cfg": b""}
+RIGHT = {**FAULTY, "m.py": b"def f():\n    return 2\n"}
+
+
+def task(**changes) -> SweTask:
+    values = {
+        "id": "x", "kind": "repair", "bug": "x", "source": "m", "base": "0", "licence": "MIT", "split": "train",
+        "environment": "default", "origin": "mutation", "issue": "words", "gold_patch": make_diff(FAULTY, RIGHT),
+        "locations": (("m.py", "f"),), "fail_to_pass": ("tests/test_m.py::test_f",),
+    }  # fmt: skip
+    return SweTask(**{**values, **changes})
+
+
+def report(kind: Kind = Kind.OK, tampered: bool = False, **outcomes: str) -> TestReport:
+    return TestReport(kind, outcomes, 1.0, "words", tampered)
+
+
+@pytest.mark.parametrize(
+    ("given", "end"),
+    [
+        (report(a="passed", b="passed"), End.RESOLVED),
+        (report(a="failed", b="passed"), End.UNRESOLVED),
+        (report(b="passed"), End.UNRESOLVED),
+        (report(a="passed", b="failed"), End.REGRESSION),
+        (report(a="passed", b="skipped"), End.REGRESSION),
+        (report(a="passed"), End.REGRESSION),
+        (report(a="error", b="error"), End.RUNTIME_ERROR),
+        (report(), End.RUNTIME_ERROR),
+        (report(Kind.TIMEOUT, a="passed", b="passed"), End.RUNTIME_ERROR),
+        (report(Kind.MEMORY), End.RUNTIME_ERROR),
+        (report(Kind.KILLED), End.RUNTIME_ERROR),
+        (report(tampered=True, a="error", b="error"), End.TAMPERED),
+    ],
+)
+def test_only_all_relevant_tests_earn(given: TestReport, end: End) -> None:
+    weights = Weights(unresolved=-0.1, regression=-0.2, runtime_error=-0.3, tampered=-1.0)
+    judged = classify(given, ["a"], ["b"], weights)
+    assert judged.end is end
+    assert (judged.value > 0) == (end is End.RESOLVED)
+    assert judged.value == (1.0 if end is End.RESOLVED else getattr(weights, end.name.lower()))
+
+
+def test_a_failing_sandbox_is_not_a_wrong_answer() -> None:
+    with pytest.raises(M1Error, match="not judged"):
+        classify(report(Kind.INFRASTRUCTURE), ["a"], ["b"])
+
+
+class NoSandbox:
+    """Answers that must be refused before anything runs."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError("the sandbox was used")
+
+
+@pytest.mark.parametrize(
+    ("answer", "end"),
+    [
+        (" \n", End.EMPTY),
+        ("I do not know.", End.BAD_PATCH),
+        ("--- /dev/null\n+++ b/../m.py\n@@ -0,0 +1 @@\n+x\n", End.BAD_PATCH),
+        (make_diff({"m.py": b"other\n"}, {"m.py": b"x\n"}), End.BAD_PATCH),
+        ("x" * 300_000, End.BAD_PATCH),
+        (make_diff(FAULTY, {**FAULTY, "m.py": b"def f(:\n"}), End.COMPILE_ERROR),
+        (make_diff(FAULTY, {**FAULTY, "m.py": b"x = (" * 5000 + b"\n"}), End.COMPILE_ERROR),
+        (make_diff(FAULTY, {**FAULTY, "tests/test_m.py": b"def test_f(): pass\n"}), End.EMPTY),
+        (make_diff(FAULTY, {**FAULTY, "conftest.py": b"import os\n", "pytest.py": b""}), End.EMPTY),
+    ],
+)
+def test_what_cannot_be_right_is_not_run(answer: str, end: End) -> None:
+    assert judge_repair(NoSandbox(), task(), FAULTY, [], answer).end is end  # type: ignore[arg-type]
+
+
+def test_no_answer_changes_what_it_is_judged_by() -> None:
+    hidden = {**FAULTY, "tests/test_m.py": b"def test_f(): assert f() == 2\n", "tests/data.txt": b"2\n"}
+    given = task(test_patch=make_diff(FAULTY, hidden))
+    wild = {
+        **RIGHT, "tests/test_m.py": b"", "tests/conftest.py": b"", "setup.cfg": b"[x]\n", "sub/test_y.py": b"",
+        "sitecustomize.py": b"", "_pytest/runner.py": b"", "m.pth": b"", "n.py": b"",
+    }  # fmt: skip
+    final = restore(given, FAULTY, wild)
+    assert final == {**hidden, "m.py": RIGHT["m.py"], "n.py": b""}
+    removed = {"m.py": RIGHT["m.py"]}
+    assert restore(given, FAULTY, removed) == {**hidden, "m.py": RIGHT["m.py"]}
+
+
+@pytest.mark.parametrize("path", ["a/testing.py", "src/latest.py", "contest.py", "my_tests.py"])
+def test_ordinary_files_are_not_guarded(path: str) -> None:
+    assert not is_guarded(path)
+
+
+def test_compile_errors_are_looked_for_in_changed_files_only() -> None:
+    assert compile_error({"old.py": b"print 1"}, {"old.py": b"print 1", "new.py": b"x = 1"}) == ""
+    assert compile_error({}, {"new.py": b"print 1"}).startswith("new.py: SyntaxError")
+    assert compile_error({}, {"new.txt": b"print 1"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "end", "value"),
+    [
+        ("m.py: f", End.RESOLVED, 1.0),
+        ("m.py: g", End.UNRESOLVED, 0.5),
+        ("n.py: f", End.UNRESOLVED, 0.0),
+        ("somewhere", End.EMPTY, 0.0),
+    ],
+)
+def test_localisation_earns_its_overlap(answer: str, end: End, value: float) -> None:
+    judged = judge_locations(task(kind="localise"), answer)
+    assert (judged.end, judged.value) == (end, value)
+
+
+@pytest.mark.parametrize(
+    ("right", "again", "faulty", "end"),
+    [
+        ({"a": "passed"}, {"a": "passed"}, {"a": "failed"}, End.RESOLVED),
+        ({"a": "passed", "b": "skipped"}, {"a": "passed", "b": "skipped"}, {"a": "failed"}, End.RESOLVED),
+        ({"a": "passed"}, {"a": "passed"}, {"a": "passed"}, End.UNRESOLVED),
+        ({"a": "passed"}, {"a": "failed"}, {"a": "failed"}, End.REGRESSION),
+        ({"a": "failed"}, {"a": "failed"}, {"a": "failed"}, End.RUNTIME_ERROR),
+        ({"a": "failed", "b": "passed"}, {"a": "failed", "b": "passed"}, {"b": "failed"}, End.REGRESSION),
+        ({}, {}, {}, End.RUNTIME_ERROR),
+        ({"a": "skipped"}, {"a": "skipped"}, {"a": "skipped"}, End.RUNTIME_ERROR),
+        ({"a": "error"}, {"a": "error"}, {"a": "failed"}, End.RUNTIME_ERROR),
+    ],
+)
+def test_a_written_test_passes_on_the_right_and_fails_on_the_faulty_code(right, again, faulty, end) -> None:
+    assert classify_test(report(**right), report(**again), report(**faulty)).end is end
+
+
+def test_the_test_file_of_an_answer() -> None:
+    assert code_of_test("Words\n```python\nx = 1\n```\nmore") == "x = 1\n"
+    assert code_of_test("def test_x(): pass\n") == "def test_x(): pass\n"
+    assert code_of_test("```unclosed") == ""
+    assert judge_test(NoSandbox(), FAULTY, RIGHT, "```python\ndef (:\n```").end is End.COMPILE_ERROR  # type: ignore[arg-type]
