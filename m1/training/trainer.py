@@ -131,6 +131,8 @@ class Trainer:
             bf16=self.config.bf16,
         )
         overrides = get_standard_config_overrides(settings)
+        # The float32 head beside bf16 weights: Megatron's index of a group's parameters needs them to be of one type.
+        overrides[ParamKey(name="*output_layer.weight")] = {"lr_mult": 1.0}
         if optimizer.final_norm_lr_mult != 1.0:
             overrides[ParamKey(name="*final_layernorm.weight")] = {"lr_mult": optimizer.final_norm_lr_mult}
         self.optimizer = get_megatron_optimizer(
