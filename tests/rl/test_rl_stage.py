@@ -44,6 +44,7 @@ OVERRIDES = {
         "max_prompt_length": 400,
         "rewards.overlong_cache": 11,
         "learning_rate.max": 3e-3,
+        "optimizer.final_norm_lr_mult": 1.0,
         "checkpoint_every": 2,
         "evaluate_every": 2,
         "evaluate_prompts_per_task": 1,
