@@ -34,7 +34,7 @@ def run(context: StageContext) -> StageResult:
         model = checkpoint.load_model(checkpoint_of(Path(folder)), settings.model, settings.parallel)
         few = section.prompts_per_task_before_sft
         before_sft = number == 0 and any(name == "sft" for name, _ in chosen[1:])
-        asked = first_of_each_task(prompts, section.prompts_per_task_before_sft) if before_sft else prompts
+        asked = first_of_each_task(prompts, few) if before_sft and few is not None else prompts
         answered = evaluate_prompts(
             Decoder(model),
             tokenizer,
