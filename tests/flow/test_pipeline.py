@@ -210,7 +210,7 @@ def test_bad_input_is_refused_before_a_run_is_created(house: Path) -> None:
 
 def start_slow_rl(house: Path, seed: int, *more: str) -> Any:
     """`m1 run` of rl-40k, slow; returns once its checkpoint at step 2 is there."""
-    scratch.behave(house, rl_40k={"step_seconds": 2})
+    scratch.behave(house, rl_40k={"step_seconds": 4})
     process = scratch.start_m1(house, "run", "--profile", "scratch", "--only", "rl-40k", "--seed", str(seed), *more)
     known = set((house / "runs" / "scratch" / "rl-40k").iterdir())
 
