@@ -98,15 +98,23 @@ def share(items: list, rank: int, ranks: int) -> list:
 def sample_batches(
     samples: list[Sample], micro_batch_size: int, rank: int, ranks: int, *, packed: bool = False
 ) -> list[Batch]:
-    """Micro-batches of this rank out of one global batch: sorted by length, so that little of them is padding.
+    """Micro-batches of this rank out of one global batch.
 
     Args:
-        packed: the samples of a micro-batch stand end to end in one row, without padding between them.
+        packed: the samples of a micro-batch stand end to end in one row, short ones and long ones on every rank.
+            Otherwise they are sorted by length, so that little of a micro-batch is padding.
     """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
-    groups = [by_length[i : i + micro_batch_size] for i in range(0, len(by_length), micro_batch_size)]
+    if packed:
+        groups = _cut(share(by_length, rank, ranks), micro_batch_size)
+    else:
+        groups = share(_cut(by_length, micro_batch_size), rank, ranks)
     make = packed_batch if packed else padded_batch
-    return [make([s.ids for s in group], [s.response_start for s in group]) for group in share(groups, rank, ranks)]
+    return [make([s.ids for s in group], [s.response_start for s in group]) for group in groups]
+
+
+def _cut(samples: list[Sample], size: int) -> list[list[Sample]]:
+    return [samples[i : i + size] for i in range(0, len(samples), size)]
 
 
 def even_batches(

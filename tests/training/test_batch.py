@@ -100,6 +100,17 @@ def test_ranks_share_a_global_batch_without_loss_or_repetition(size: int, ranks:
 
 
 @settings(deadline=None)
+@given(size=st.sampled_from([4, 8, 12]), ranks=st.sampled_from([1, 2]))
+def test_packed_samples_are_shared_out_evenly(size: int, ranks: int) -> None:
+    samples = [Sample(list(range(1, 3 + i)), 1) for i in range(size)]
+    batches = [sample_batches(samples, 2, rank, ranks, packed=True) for rank in range(ranks)]
+    assert len({len(part) for part in batches}) == 1
+    tokens = [sum(int((~batch.padding_mask).sum()) for batch in part) for part in batches]
+    assert sum(tokens) == sum(len(sample.ids) - 1 for sample in samples)
+    assert max(tokens) - min(tokens) <= size // 2
+
+
+@settings(deadline=None)
 @given(size=st.integers(1, 20), micro=st.integers(1, 8), ranks=st.sampled_from([1, 2, 3]))
 def test_any_number_of_held_out_samples_gives_every_rank_the_same_number_of_batches(
     size: int, micro: int, ranks: int
