@@ -36,7 +36,11 @@ def check_sandbox(image: str | None = None, runtime: str | None = None) -> tuple
     """
     found = engine.describe()
     rows: list[Row] = [
-        ("engine", "ok", f"docker {found['version']}, API {found['api']}, {found['storage']}, cgroup v{found['cgroup']}"),
+        (
+            "engine",
+            "ok",
+            f"docker {found['version']}, API {found['api']}, {found['storage']}, cgroup v{found['cgroup']}",
+        ),
         ("runtimes", "ok", f"{', '.join(found['runtimes'])}; default {found['default_runtime']}"),
         *_limits(found["limits"]),
     ]

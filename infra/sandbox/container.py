@@ -24,7 +24,7 @@ WORK = "/work"
 #: The keeper's user and the job's; neither has a capability.
 KEEPER_USER, JOB_USER = "1001:1001", "1000:1000"
 #: Seconds for what only our own programs do: starting, laying in files, accounting.
-PATIENCE = 60.0
+PATIENCE = 120.0
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -241,7 +241,7 @@ def _ask(stream: Stream, head: dict[str, Any], contents: list[bytes]) -> dict[st
     stream.send(head, PATIENCE, contents)
     answer = stream.receive(time.monotonic() + PATIENCE, 0)
     if answer is None:
-        raise Nonsense("output before the job")
+        raise Nonsense("output in place of an answer")
     if "error" in answer[0]:
         raise Unusable(f"the job's files could not be laid in: {answer[0]['error']}")
     return answer[0]

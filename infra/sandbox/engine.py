@@ -21,7 +21,7 @@ LABEL = "m1.sandbox"
 #: host:pid:start time of the process that made the container.
 OWNER = "m1.sandbox.owner"
 #: Seconds that any one call to the engine may take.
-PATIENCE = 60
+PATIENCE = 120
 HOW_TO_GET_ONE = "On Debian run `sudo infra/sandbox/engine.sh`; elsewhere install Docker 20.10 or newer and start it."
 
 #: What a call to the engine may raise; never the fault of a job.

@@ -354,14 +354,20 @@ def _names(target: Path) -> Iterator[str]:
 
 def _layer(base: str, tag: str, labels: dict[str, str], layer: bytes) -> None:
     """Image `tag`: `base`, one layer from a tar archive, and labels. No command is run."""
-    lines = [f"FROM {base}", "ADD layer.tar /", *(f"LABEL {name}={json.dumps(value)}" for name, value in labels.items())]
+    lines = [
+        f"FROM {base}",
+        "ADD layer.tar /",
+        *(f"LABEL {name}={json.dumps(value)}" for name, value in labels.items()),
+    ]
     lines += ["ENTRYPOINT []", "WORKDIR /"]
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
         _add_file(tar, "Dockerfile", "\n".join(lines).encode())
         _add_file(tar, "layer.tar", layer)
     context.seek(0)
-    answers = engine.client().build(fileobj=context, custom_context=True, tag=tag, rm=True, network_mode="none", decode=True)
+    answers = engine.client().build(
+        fileobj=context, custom_context=True, tag=tag, rm=True, network_mode="none", decode=True
+    )
     for answer in answers:
         if "error" in answer:
             raise ServiceError(f"the engine could not make {tag}: {answer['error'].strip()}", "See `m1 sandbox check`.")

@@ -11,7 +11,6 @@ import hmac
 import json
 import secrets
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from infra.sandbox.container import Ended
@@ -19,6 +18,8 @@ from infra.sandbox.job import Job, Kind, Limits
 from infra.sandbox.runner import Sandbox
 
 OUTCOMES = ("passed", "failed", "error", "skipped")
+#: pytest's own list of folders that are not searched for tests (`norecursedirs`).
+_NOT_ENTERED = ("_darcs", "build", "CVS", "dist", "node_modules", "venv")
 _MUST_FAIL = "def test_that_must_fail():\n    found = [1, 2]\n    assert found == [1, 3]\n"
 
 
@@ -67,7 +68,7 @@ def run_tests(
         UsageError: a path is not a plain relative path, or `protected` names what is not in `files`.
     """
     canary = f".m1/test_{secrets.token_hex(8)}.py"
-    named = None if tests is None else sorted({test.split("::")[0].rstrip("/") for test in tests})
+    named = None if tests is None else _roots({test.split("::")[0].rstrip("/") for test in tests})
     there = None if named is None else [name for name in named if _exists(name, files)]
     kept = {*protected, canary, *(path for path in files if _is_test(path, named))}
     job = Job({**files, canary: _MUST_FAIL}, ["pytest"], limits or Limits(), protected=tuple(sorted(kept)))
@@ -76,11 +77,27 @@ def run_tests(
         "secret": secret.hex(),
         "extra": canary,
         "tests": None if tests is None else list(tests),
-        "paths": [*(["."] if there is None else there), canary],
+        "paths": [*(_top(files) if there is None else there), canary],
     }
     ended = sandbox.attempt(job, spec)
     records, genuine = _open(ended, secret)
     return _report(ended, records, genuine, tests, canary)
+
+
+def _roots(names: set[str]) -> list[str]:
+    """Without what lies below another one: it would be collected twice."""
+    return sorted(name for name in names if not any(name.startswith(f"{other}/") for other in names))
+
+
+def _top(files: dict[str, bytes | str]) -> list[str]:
+    """What pytest would look into at the top of the work area. Given ".", it would swallow the test that must fail."""
+    tops = {path.partition("/")[:2] for path in files}
+    folders = {name for name, slash in tops if slash and not name.startswith(".") and name not in _NOT_ENTERED}
+    return sorted(folders | {name for name, slash in tops if not slash and _named_like_a_test(name)})
+
+
+def _named_like_a_test(name: str) -> bool:
+    return name.endswith("_test.py") or (name.startswith("test_") and name.endswith(".py"))
 
 
 def _exists(name: str, files: dict[str, bytes | str]) -> bool:
@@ -90,8 +107,8 @@ def _exists(name: str, files: dict[str, bytes | str]) -> bool:
 def _is_test(path: str, named: list[str] | None) -> bool:
     if named is not None:
         return any(path == name or path.startswith(f"{name}/") for name in named)
-    name = PurePosixPath(path).name
-    return name.startswith("test_") or name.endswith("_test.py") or "tests" in PurePosixPath(path).parts[:-1]
+    *folders, name = path.split("/")
+    return _named_like_a_test(name) or "tests" in folders
 
 
 def _open(ended: Ended, secret: bytes) -> tuple[list[dict[str, Any]], bool]:
@@ -104,7 +121,10 @@ def _open(ended: Ended, secret: bytes) -> tuple[list[dict[str, Any]], bool]:
         right = hmac.new(secret, f"{len(records)}:{body}".encode(), "sha256").hexdigest()
         if not hmac.compare_digest(right, seal):
             return records, False
-        records.append(json.loads(body))
+        record = json.loads(body)
+        if not isinstance(record, dict):
+            return records, False
+        records.append(record)
     return records, not ended.nonsense
 
 
@@ -126,12 +146,12 @@ def _report(
             faults.append(record["tampered"])
         elif "finish" in record:
             finish = record["finish"]
-        elif record["test"] in outcomes:
-            faults.append(f"{record['test']} was reported twice")
+        elif record.get("test") in outcomes or record.get("outcome") not in OUTCOMES:
+            faults.append(f"{record.get('test')} was reported twice, or as {record.get('outcome')}")
         else:
-            outcomes[record["test"]] = record["outcome"]
-            if record["why"]:
-                failures[record["test"]] = record["why"]
+            outcomes[str(record.get("test"))] = record["outcome"]
+            if record.get("why"):
+                failures[str(record.get("test"))] = record["why"]
     proof = outcomes.pop(canary_id := f"{canary}::test_that_must_fail", None)
     failures.pop(canary_id, None)
     if proof not in (None, "failed"):
@@ -147,7 +167,9 @@ def _report(
     return TestReport(kind, outcomes, result.seconds, message, bool(faults), failures, result.output)
 
 
-def _complete(outcomes: dict[str, str], failures: dict[str, str], collected: list[str], tests: list[str] | None) -> None:
+def _complete(
+    outcomes: dict[str, str], failures: dict[str, str], collected: list[str], tests: list[str] | None
+) -> None:
     """What was collected or asked for and has no outcome of its own is an error."""
     for node in collected:
         if node not in outcomes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -148,10 +149,8 @@ class _Pool:
                 self._making += 1
                 shape = self._limits
             made = None
-            try:
+            with contextlib.suppress(Unusable):  # the job that needs one tries by itself and tells why
                 made = self._make(shape)
-            except Unusable:
-                pass  # the job that needs one tries by itself and tells why it cannot have it
             with self._change:
                 self._making -= 1
                 if made is None:
@@ -168,10 +167,8 @@ def _shape(limits: Limits) -> Limits:
 
 
 def _remove(container: Container) -> None:
-    try:
+    with contextlib.suppress(ServiceError):  # carries our label: the next start of a sandbox removes it
         container.remove()
-    except ServiceError:
-        pass  # carries our label: the next start of a sandbox removes it
 
 
 def _check(image: str, runtime: str | None) -> bool:

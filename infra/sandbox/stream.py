@@ -56,18 +56,18 @@ class Stream:
             raise Gone(str(error)) from error
 
     def receive(self, deadline: float, most_output: int) -> tuple[dict[str, Any], bytes] | None:
-        """The next message, or None as soon as there is more than `most_output` bytes of output.
+        """The next message, or None when there is none yet and more than `most_output` bytes of output.
 
         Raises:
             Gone, Nonsense
             TimeoutError: nothing complete before `deadline` (of time.monotonic).
         """
         while True:
-            if len(self.output) > most_output:
-                return None
             message = self._next()
             if message is not None:
                 return message
+            if len(self.output) > most_output:
+                return None
             self._read(deadline)
 
     def drain(self, deadline: float, most_output: int) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from m1.cli import bench
 from m1.cli.sandbox import sandbox_app
 from m1.errors import UsageError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sandbox_app, name="sandbox")
+app.add_typer(bench.app, name="bench")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Name of a file in profiles/.")]
 StartOption = Annotated[str | None, typer.Option(help="First stage; default the first of the order.")]

@@ -7,6 +7,7 @@ job can kill this process; the runner then sees that there is no record of an en
 Arguments: source of the test run (`tests.py`), and whether pytest is to be imported before a job comes.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -101,10 +102,8 @@ def main():
         become(head, control, tests)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     # What the job has left behind writes no more, neither into the output nor into the files.
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     found, unread = read_back(head["read_back"], head["most"])
     sizes = [(path, len(content)) for path, content in found]
     payload = b"".join(content for _, content in found)

@@ -11,9 +11,7 @@ import os
 import struct
 import sys
 import types
-import unittest.mock
 
-import _pytest._io.pprint
 import pytest
 from _pytest.assertion.rewrite import AssertionRewritingHook
 from _pytest.config import builtin_plugins
@@ -77,6 +75,15 @@ class Fingerprint:
             if isinstance(constant, types.CodeType):
                 self._add_codes(constant, space)
 
+    def settle(self):
+        """Take over what pytest itself has changed while it was configured (`legacypath` adds methods)."""
+        for place, (space, name, value, where) in enumerate(self.places):
+            now = space.get(name)
+            if now is not value:
+                self.places[place] = (space, name, now, where)
+                self._look_into(now, where, set(), "")
+        self.classes = [(cls, {*names, *vars(cls)}, where) for cls, names, where in self.classes]
+
     def changed(self):
         """Name of the first thing that is not as it was, or None."""
         for space, name, value, where in self.places:
@@ -123,9 +130,10 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session):
+        for fingerprint in known.values():
+            fingerprint.settle()
         self.config = session.config
         self.hooks = self._hooks()
-
 
     def pytest_collectreport(self, report):
         if report.failed:
@@ -136,14 +144,16 @@ class Reporter:
         if self.wanted is not None:
             items[:] = [item for item in items if self._is_wanted(item.nodeid)]
 
-
     def _is_wanted(self, node_id):
         if node_id.startswith(self.extra):
             return True
         if node_id in self.wanted:
             return True
         parts = node_id.split("[")[0].split("::")
-        return any("::".join(parts[:count]) in self.wanted for count in range(1, len(parts) + 1))
+        folders = parts[0].split("/")
+        found = {"::".join(parts[:count]) for count in range(1, len(parts) + 1)}
+        found |= {"/".join(folders[:count]) for count in range(1, len(folders))}
+        return not self.wanted.isdisjoint(found)
 
     def pytest_collection_finish(self, session):
         self._look("all")
@@ -165,13 +175,12 @@ class Reporter:
     def pytest_runtest_call(self, item):
         before = self.items.get(item.nodeid)
         function = plain(item)
-        if before is None or before[:2] != (item, type(item)) or "runtest" in vars(item):
-            self._blame(f"{item.nodeid} was exchanged")
-        elif function is not before[2] or getattr(function, "__code__", None) is not before[3]:
+        now = (item, type(item), function, getattr(function, "__code__", None))
+        same = before is not None and all(one is other for one, other in zip(before, now))
+        if not same or "runtest" in vars(item):
             self._blame(f"{item.nodeid} was exchanged")
         if sys.gettrace() or sys.getprofile():
             self._blame("a trace function was set")
-
 
     def pytest_runtest_logreport(self, report):
         phases = self.phases.setdefault(report.nodeid, [])
@@ -187,7 +196,6 @@ class Reporter:
         self._look("all")
         self._look_at_stack()
         self.send({"finish": int(exitstatus)})
-
 
     # -- what may not change
 
@@ -230,8 +238,9 @@ def plain(item):
 
 def why(report):
     crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
-    text = crash.message if crash is not None else getattr(report, "longreprtext", "")
-    return next(iter(str(text).strip().splitlines()), "")[:300]
+    lines = str(crash.message if crash is not None else getattr(report, "longreprtext", "")).strip().splitlines()
+    marked = [line[1:].strip() for line in lines if line.startswith("E  ")]
+    return (marked[-1] if marked else lines[0] if lines else "")[:300]
 
 
 def judge(phases):
@@ -259,7 +268,15 @@ def run(spec, control):
     reporter = Reporter(send, wanted, spec["extra"], sys._getframe())
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--noconftest", "-o", "addopts=", "-c", "/dev/null"]
-    options += ["--rootdir", WORK, "--continue-on-collection-errors", "--tb=short", "-q", "--no-header"]
+    options += [
+        "--keep-duplicates",
+        "--rootdir",
+        WORK,
+        "--continue-on-collection-errors",
+        "--tb=short",
+        "-q",
+        "--no-header",
+    ]
     code = int(pytest.main([*options, *spec["paths"]], plugins=[reporter]))
     sys.stdout.flush()
     return code
