@@ -187,7 +187,7 @@ def test_the_synthesize_stage_writes_questions_with_right_answers(
     monkeypatch.setattr(paths, "STATE", tmp_path / "state")
     folder = paths.data_dir("tiny", "tokenizer")
     folder.mkdir(parents=True)
-    save(train([content.decode() for content in tree(NAME).values()], 600), folder)
+    save(train([content.decode() for path, content in tree(NAME).items() if path.endswith(".py")], 600), folder)
     whole = sources.load(paths.DATA_SPECS / "swe.yaml")
     shutil.copytree(made.folder, paths.STATE / "swe" / swe_run.set_id(whole, [NAME], Options(limit=LIMIT)))
     output = tmp_path / "output"

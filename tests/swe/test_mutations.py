@@ -172,7 +172,7 @@ def test_mutants_parse_and_only_the_named_function_changes(found) -> None:
             first, last = mutation.lines
             assert 1 <= first <= last <= source.content.count(b"\n") + 1
             checked += 1
-    assert checked > 90
+    assert checked > 60
 
 
 def functions(tree: ast.Module) -> dict[str, str]:
