@@ -179,7 +179,7 @@ def test_a_real_commit_taken_back_makes_a_task(sandbox: Sandbox, spec: SweSpec, 
 def test_the_synthesize_stage_writes_questions_with_right_answers(
     made: TaskSet, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = {"packages": [NAME], "faults_per_package": LIMIT, "question_length": 1500}
+    part = {"packages": [NAME], "faults_per_package": LIMIT, "question_length": 3000}
     settings = profile.load("tiny", overrides={"seed": 0, "synthesize.swe": part})
     section = settings.synthesize.swe
     assert section is not None and profile.load("tiny").synthesize.swe is None
@@ -187,8 +187,7 @@ def test_the_synthesize_stage_writes_questions_with_right_answers(
     monkeypatch.setattr(paths, "STATE", tmp_path / "state")
     folder = paths.data_dir("tiny", "tokenizer")
     folder.mkdir(parents=True)
-    texts = [content.decode() for path, content in tree(NAME).items() if path.endswith((".py", ".rst", ".md"))]
-    save(train(texts, 600), folder)
+    save(train([content.decode() for path, content in tree(NAME).items() if path.endswith(".py")], 600), folder)
     whole = sources.load(paths.DATA_SPECS / "swe.yaml")
     shutil.copytree(made.folder, paths.STATE / "swe" / swe_run.set_id(whole, [NAME], Options(limit=LIMIT)))
     output = tmp_path / "output"
@@ -200,7 +199,7 @@ def test_the_synthesize_stage_writes_questions_with_right_answers(
     for line in (output / "swe-train.jsonl").read_text().splitlines():
         row = json.loads(line)
         task = by_id[row["state"]["task"]]
-        assert task.issue in row["question"] and len(tokenizer.encode(row["question"])) <= 1500
+        assert task.issue in row["question"] and len(tokenizer.encode(row["question"])) <= 3000
         if task.kind == "repair":
             assert apply_answer(written.faulty(task), row["answer"]) == written.right(task)
         if task.kind == "localise":
