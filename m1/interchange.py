@@ -319,7 +319,7 @@ def _transformers_rotary_faults(config: dict[str, Any], model: Model) -> list[st
             f"config.json has rotary_dim={named}, but transformers' `minimax` does not read it and rotates "
             "whole heads: it does not tell which of the two the weights were trained with; the released layout does"
         ]
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if kind == "default" and partial != 1.0:
         return [f"config.json has partial_rotary_factor={partial}, which transformers' `minimax` does not read"]
     if kind not in ("default", "proportional") or rope.get("factor", 1.0) != 1.0:
