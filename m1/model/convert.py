@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 #: Persistent buffers of transformers' lightning layers, computed from the configuration and not stored.
 DECAY_TABLES = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 
-_WHOLE = {
+#: Parameters outside the layers, Megatron's name -> the name in both stored layouts.
+WHOLE = {
     "embedding.word_embeddings.weight": "model.embed_tokens.weight",
     "decoder.final_layernorm.weight": "model.norm.weight",
     "output_layer.weight": "lm_head.weight",
@@ -96,17 +97,17 @@ def to_transformers(state: Mapping[str, Tensor], model: Model) -> dict[str, Tens
         ValueError: a parameter is missing, unknown or of another shape than the model's settings say.
     """
     rest = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
-    result = {new: _take(rest, old) for old, new in _WHOLE.items()}
+    result = {new: _take(rest, old) for old, new in WHOLE.items()}
     for layer in range(model.num_layers):
         source, target = f"decoder.layers.{layer}.", f"model.layers.{layer}."
-        for old, new in _names(model, layer).items():
+        for old, new in plain_names(model, layer).items():
             result[target + new] = _take(rest, source + old)
         if model.is_softmax_layer(layer):
             fused = _take(rest, f"{source}self_attention.linear_qkv.weight")
             for name, weight in zip("qkv", split_qkv(fused, model, rotary_order(model))):
                 result[f"{target}self_attn.{name}_proj.weight"] = weight
         for old, new in _EXPERTS.items():
-            each = [_take(rest, _expert(source, e, old)) for e in range(model.num_experts)]
+            each = [_take(rest, source + expert_name(e, old)) for e in range(model.num_experts)]
             result[f"{target}mlp.experts.{new}"] = torch.stack(each)
     _nothing_left(rest)
     return result
@@ -122,10 +123,10 @@ def from_transformers(state: Mapping[str, Tensor], model: Model) -> dict[str, Te
         ValueError: a parameter is missing, unknown or of another shape than the model's settings say.
     """
     rest = {name: value for name, value in state.items() if not name.endswith(DECAY_TABLES)}
-    result = {old: _take(rest, new) for old, new in _WHOLE.items()}
+    result = {old: _take(rest, new) for old, new in WHOLE.items()}
     for layer in range(model.num_layers):
         source, target = f"model.layers.{layer}.", f"decoder.layers.{layer}."
-        for old, new in _names(model, layer).items():
+        for old, new in plain_names(model, layer).items():
             result[target + old] = _take(rest, source + new)
         if model.is_softmax_layer(layer):
             q, k, v = (_take(rest, f"{source}self_attn.{name}_proj.weight") for name in "qkv")
@@ -133,17 +134,19 @@ def from_transformers(state: Mapping[str, Tensor], model: Model) -> dict[str, Te
         for old, new in _EXPERTS.items():
             stacked = _take(rest, f"{source}mlp.experts.{new}")
             for expert in range(model.num_experts):
-                result[_expert(target, expert, old)] = stacked[expert].clone()
+                result[target + expert_name(expert, old)] = stacked[expert].clone()
     _nothing_left(rest)
     return result
 
 
-def _names(model: Model, layer: int) -> dict[str, str]:
+def plain_names(model: Model, layer: int) -> dict[str, str]:
+    """Parameters of a layer that are stored as they are: Megatron's name -> transformers', both within the layer."""
     return {**_LAYER, **(_SOFTMAX if model.is_softmax_layer(layer) else _LIGHTNING)}
 
 
-def _expert(layer: str, expert: int, name: str) -> str:
-    return f"{layer}mlp.experts.local_experts.{expert}.{name}.weight"
+def expert_name(expert: int, matrix: str) -> str:
+    """Megatron's name of "linear_fc1" or "linear_fc2" of an expert, within its layer."""
+    return f"mlp.experts.local_experts.{expert}.{matrix}.weight"
 
 
 def split_qkv(fused: Tensor, model: Model, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:

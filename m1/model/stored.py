@@ -29,21 +29,6 @@ Reader = Callable[[str, slice, slice], Tensor]
 
 ALL = slice(None)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_WHOLE = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-}
-_LAYER = {
-    "input_layernorm.weight": "input_layernorm.weight",
-    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-    "mlp.router.weight": "block_sparse_moe.gate.weight",
-}
-_LIGHTNING = {
-    f"self_attention.{name}.weight": f"self_attn.{name}.weight"
-    for name in ("qkv_proj", "output_gate", "norm", "out_proj")
-}
-_SOFTMAX = {"self_attention.linear_proj.weight": "self_attn.o_proj.weight"}
 _FUSED = "self_attention.linear_qkv.weight"
 #: Which dimension tensor parallelism cuts, by the end of the name; what is not here is whole on every rank.
 _ROWS = (
@@ -101,8 +86,8 @@ def trained_shapes(model: Model) -> Mapping[str, tuple[int, ...]]:
         parts = of_layer | (softmax if model.is_softmax_layer(layer) else lightning)
         parts |= {"mlp.router.weight": (model.num_experts, hidden)}
         for expert in range(model.num_experts):
-            parts[_expert(expert, "linear_fc1")] = (2 * ffn, hidden)
-            parts[_expert(expert, "linear_fc2")] = (hidden, ffn)
+            parts[convert.expert_name(expert, "linear_fc1")] = (2 * ffn, hidden)
+            parts[convert.expert_name(expert, "linear_fc2")] = (hidden, ffn)
         shapes |= {f"decoder.layers.{layer}.{name}": shape for name, shape in parts.items()}
     return shapes | {"decoder.final_layernorm.weight": (hidden,), "output_layer.weight": (model.vocab_size, hidden)}
 
@@ -126,7 +111,7 @@ def exported_bytes(model: Model, form: Form) -> int:
 
 def stored(source: Source, model: Model, layout: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the layout with its name, layer by layer; each may be a view of what `source` gave."""
-    yield _WHOLE["embedding.word_embeddings.weight"], source("embedding.word_embeddings.weight")
+    yield convert.WHOLE["embedding.word_embeddings.weight"], source("embedding.word_embeddings.weight")
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
         for old, new in _plain(model, layer).items():
@@ -136,12 +121,12 @@ def stored(source: Source, model: Model, layout: str) -> Iterator[tuple[str, Ten
             for name, weight in zip("qkv", parts):
                 yield f"{theirs}self_attn.{name}_proj.weight", weight
         for expert in range(model.num_experts):
-            gate, up = source(ours + _expert(expert, "linear_fc1")).chunk(2)
-            down = source(ours + _expert(expert, "linear_fc2"))
+            gate, up = source(ours + convert.expert_name(expert, "linear_fc1")).chunk(2)
+            down = source(ours + convert.expert_name(expert, "linear_fc2"))
             for name, weight in (("w1", gate), ("w2", down), ("w3", up)):
                 yield f"{theirs}block_sparse_moe.experts.{expert}.{name}.weight", weight
     for old in ("decoder.final_layernorm.weight", "output_layer.weight"):
-        yield _WHOLE[old], source(old)
+        yield convert.WHOLE[old], source(old)
 
 
 # --- stored to Megatron ---------------------------------------------------------------------------------------------
@@ -154,8 +139,8 @@ def trained(read: Reader, name: str, model: Model, layout: str, rank: int = 0, r
         name: with layer and expert counted over all ranks.
         rank, ranks: place in the tensor-parallel group, for an expert in the expert-tensor-parallel group.
     """
-    if name in _WHOLE:
-        return _cut(read, _WHOLE[name], name, model, rank, ranks)
+    if name in convert.WHOLE:
+        return _cut(read, convert.WHOLE[name], name, model, rank, ranks)
     _, _, number, rest = name.split(".", 3)
     prefix = f"model.layers.{number}."
     if rest == _FUSED:
@@ -193,11 +178,8 @@ def _part(size: int, rank: int, ranks: int) -> slice:
 
 
 def _plain(model: Model, layer: int) -> dict[str, str]:
-    return {**_LAYER, **(_SOFTMAX if model.is_softmax_layer(layer) else _LIGHTNING)}
-
-
-def _expert(expert: int, matrix: str) -> str:
-    return f"mlp.experts.local_experts.{expert}.{matrix}.weight"
+    """As transformers names them in memory, but for the router."""
+    return convert.plain_names(model, layer) | {"mlp.router.weight": "block_sparse_moe.gate.weight"}
 
 
 def _order(model: Model, layout: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -141,10 +140,3 @@ def rotary_note(model: Model, layout: str, rotary_base: float) -> str:
         "the power of one over that factor), and the channels of queries and keys are reordered to match: the same "
         "function, in another notation."
     )
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold weights."""
-    if not (folder / INDEX).is_file():
-        return [SINGLE]
-    return sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
+from m1.stage import write_json
 from stages.swe.reward import LIMITS, End, Judgement, judge
 from stages.swe.tasks import SweTask, TaskSet
 
@@ -122,9 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     except M1Error as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    unfinished = options.out.with_name(f".{options.out.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(unfinished, options.out)
+    write_json(options.out, report)
     print(f"{report['resolved_instances']} of {report['total_instances']} instances resolved; see {options.out}")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import UsageError
+from m1.stage import write_json
 from stages.swe import issue_text, validate
 from stages.swe.candidates import Candidate, Sites, candidates
 from stages.swe.commits import reverted_commits
@@ -95,7 +96,7 @@ def make_shard(
     _write_lines(work / "tasks.jsonl", [dump(task) for task in made.tasks])
     _write_lines(work / "rejected.jsonl", [json.dumps(row) for row in made.rejected])
     (work / "timing.json").write_text(json.dumps({"seconds": round(journal.seconds, 1)}) + "\n")
-    (work / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(work / "summary.json", summary)
     journal.close()
     if final.exists():
         shutil.rmtree(final)  # without a summary it is not a shard
@@ -390,7 +391,7 @@ def assemble(out: Path, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "reasons": dict(reasons),
         "by_source": list(summaries),
     }
-    (out / "summary.json").write_text(json.dumps(whole, indent=1) + "\n")
+    write_json(out / "summary.json", whole)
     return whole
 
 

@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -170,8 +170,3 @@ def check_patches(task: SweTask, base: Mapping[str, bytes]) -> str:
     except PatchError as error:
         return str(error)
     return "" if tuple(changed_locations(faulty, right)) == task.locations else "locations differ from the gold patch"
-
-
-def as_row(task: SweTask) -> dict[str, Any]:
-    """The task as plain values."""
-    return json.loads(dump(task))
