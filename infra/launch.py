@@ -28,7 +28,15 @@ from infra.process import lock_file
 from m1 import paths
 from m1.errors import Interrupted, ServiceError, StageFailed
 from m1.profile import Profile
-from m1.stage import STAGE_INFO, StageRequest, StageResult, interruption, load_result, write_request
+from m1.stage import (
+    KEEP_MEMORY,
+    STAGE_INFO,
+    StageRequest,
+    StageResult,
+    interruption,
+    load_result,
+    write_request,
+)
 
 #: Seconds between SIGTERM and SIGKILL; more where the profile gives a stage more time for its checkpoint.
 GRACE_SECONDS = 20.0
@@ -163,7 +171,7 @@ def grace_seconds(settings: Profile) -> float:
 def _stage_environment(request: StageRequest, more: dict[str, str] | None, grace: float) -> dict[str, str]:
     threads = str(request.load_profile().parallel.threads_per_rank)
     # Idle OpenMP threads that spin would take the core of the other rank.
-    ours = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    ours = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **KEEP_MEMORY}
     # torchrun would kill its ranks after 30 s, whatever we allow them.
     return _environment({**ours, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace)), **(more or {})})
 

@@ -1,6 +1,6 @@
-"""Compile the C++ kernel once per machine type and load it.
+"""Compile the C++ kernels once per machine type and load them.
 
-The source has no dependency but the compiler: it is built by one compiler call (a few seconds) into a cache
+The sources have no dependency but the compiler: they are built by one compiler call (a few seconds) into a cache
 folder, under a name made of everything that the result depends on. A build is written under a temporary name and
 renamed, so that processes that build at the same time cannot see each other's half-written file. Without a
 compiler, or with ``M1_KERNELS_NATIVE=0``, ``load`` logs why and returns None; the caller then uses plain torch
@@ -21,26 +21,33 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "csrc" / "lightning_cpu.cpp"
+FOLDER = Path(__file__).parent / "csrc"
+SOURCES = sorted(FOLDER.glob("*.cpp"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
 # OpenMP first; a compiler without it still gives the single-threaded kernel.
 FLAG_SETS = ((*FLAGS, "-fopenmp"), FLAGS)
 BUILD_SECONDS = 300
+#: Each takes the address of one structure.
+FUNCTIONS = (
+    "lightning_forward", "lightning_backward", "lightning_decode", "norm_forward", "norm_backward", "swiglu_forward",
+    "swiglu_backward", "cross_entropy_forward", "cross_entropy_backward",
+)  # fmt: skip
 
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled kernel, built if need be, or None where it cannot be had. Decided once per process."""
     if os.environ.get("M1_KERNELS_NATIVE") == "0":
-        logger.info("compiled lightning kernel switched off by M1_KERNELS_NATIVE=0; using torch operations")
+        logger.info("compiled kernels switched off by M1_KERNELS_NATIVE=0; using torch operations")
         return None
     try:
         library = ctypes.CDLL(str(_build()))
-        for function in (library.lightning_forward, library.lightning_backward, library.lightning_decode):
+        for name in FUNCTIONS:
+            function = getattr(library, name)
             function.argtypes, function.restype = [ctypes.c_void_p], None
         return library
     except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError) as error:
-        logger.warning("no compiled lightning kernel, using torch operations (slower, same numbers): %s", error)
+        logger.warning("no compiled kernels, using torch operations (slower, same numbers): %s", error)
         return None
 
 
@@ -50,21 +57,26 @@ def _build() -> Path:
         raise RuntimeError("no C++ compiler found (g++ or clang++; or set CXX)")
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=BUILD_SECONDS).stdout
     key = hashlib.sha256()
-    for part in (SOURCE.read_bytes(), repr(FLAG_SETS).encode(), version, _processor()):
+    for part in (
+        *(file.read_bytes() for file in sorted(FOLDER.iterdir())),
+        repr(FLAG_SETS).encode(),
+        version,
+        _processor(),
+    ):
         key.update(part)
-    target = _cache_folder() / f"lightning_cpu-{key.hexdigest()[:20]}.so"
+    target = _cache_folder() / f"kernels-{key.hexdigest()[:20]}.so"
     if not target.exists():
         _compile(compiler, target)
     return target
 
 
 def _compile(compiler: list[str], target: Path) -> None:
-    logger.info("compiling the lightning kernel into %s", target)
+    logger.info("compiling the kernels into %s", target)
     handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
     os.close(handle)
     try:
         for flags in FLAG_SETS:
-            command = [*compiler, *flags, str(SOURCE), "-o", temporary]
+            command = [*compiler, *flags, *map(str, SOURCES), "-o", temporary]
             result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
             if result.returncode == 0:
                 os.replace(temporary, target)

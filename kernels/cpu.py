@@ -37,13 +37,21 @@ def backward(
     offsets: list[int] | None,
     grad_out: Tensor,
     grad_final_state: Tensor | None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and the initial states; nothing but the inputs is kept from the forward pass."""
+    """Gradients of q, k, v and the initial states; nothing but the inputs is kept from the forward pass.
+
+    Args:
+        into: where those of q, k and v are written; new tensors by default.
+    """
     library = build.load() if q.dtype in NATIVE_DTYPES else None
     if library is None:
-        return blockwise.backward(q, k, v, slopes, initial_state, offsets, grad_out, grad_final_state)
+        dq, dk, dv, dstate = blockwise.backward(q, k, v, slopes, initial_state, offsets, grad_out, grad_final_state)
+        if into is not None:
+            dq, dk, dv = into[0].copy_(dq), into[1].copy_(dk), into[2].copy_(dv)
+        return dq, dk, dv, dstate
     q, k, v, grad_out = _rows(q), _rows(k), _rows(v), _rows(grad_out)
-    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    grads = into or (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v))
     if initial_state is not None:
         initial_state = initial_state.contiguous()
     if grad_final_state is None:

@@ -17,28 +17,14 @@
 #include <xmmintrin.h>
 #endif
 
+#include "vector.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int VL = 16;
-#elif defined(__AVX__)
-constexpr int VL = 8;
-#else
-constexpr int VL = 4;
-#endif
 constexpr int BLOCK = 32;  // tokens per block: fewest operations that still hide the state's loads and stores
 constexpr int PAD = 16;    // rows and head dims are padded with zeros to a multiple of this
 static_assert(PAD % VL == 0 && BLOCK % PAD == 0);
 
-typedef float vec __attribute__((vector_size(VL * 4)));
-typedef float vec_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(VL * 4)));
-typedef uint32_t uvec __attribute__((vector_size(VL * 4)));
-typedef uint16_t half_vec __attribute__((vector_size(VL * 2)));
-typedef uint16_t half_vec_unaligned __attribute__((vector_size(VL * 2), aligned(2), may_alias));
-
-inline vec load(const float* p) { return *reinterpret_cast<const vec_unaligned*>(p); }
-inline void store(float* p, vec x) { *reinterpret_cast<vec_unaligned*>(p) = x; }
 inline int64_t round_up(int64_t x) { return (x + PAD - 1) / PAD * PAD; }
 
 // ---- element types ------------------------------------------------------------------------------------------

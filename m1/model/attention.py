@@ -24,8 +24,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
-from kernels import lightning_attention, lightning_slopes
+from kernels import lightning_slopes
 from kernels.context_parallel import lightning_attention_context_parallel
+from kernels.fused import silu_lightning
 from m1.model.norm import SplitRMSNorm
 
 
@@ -102,18 +103,22 @@ class LightningAttention(MegatronModule):
         """(sequence, batch, hidden) -> (sequence, batch, hidden); a context-parallel rank holds a part in the order."""
         qkv, _bias = self.qkv_proj(hidden_states)
         sequence, batch = qkv.shape[:2]
-        qkv = F.silu(qkv).view(sequence, batch, self.local_heads, 3 * self.settings.head_dim)
-        q, k, v = qkv.permute(1, 2, 0, 3).split(self.settings.head_dim, dim=-1)
-        bounds = None if packed_seq_params is None else torch.tensor(packed_seq_params.offsets, device="cpu")
-        if self.context_group.size() > 1:
-            mixed = lightning_attention_context_parallel(
-                q, k, v, self.slopes, group=self.context_group, cu_seqlens=bounds
-            )
-        else:
-            mixed = lightning_attention(q, k, v, self.slopes, cu_seqlens=bounds)
-        mixed = self.norm(mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1))
+        qkv = qkv.view(sequence, batch, self.local_heads, 3 * self.settings.head_dim)
+        offsets = None if packed_seq_params is None else packed_seq_params.offsets
+        mixed = (
+            self._over_ranks(qkv, offsets)
+            if self.context_group.size() > 1
+            else silu_lightning(qkv, self.slopes, offsets)
+        )
         gate, _bias = self.output_gate(hidden_states)
-        return self.out_proj(torch.sigmoid(gate) * mixed)
+        return self.out_proj(self.norm(mixed.reshape(sequence, batch, -1), gate))
+
+    def _over_ranks(self, qkv: Tensor, offsets: tuple[int, ...] | None) -> Tensor:
+        """The mixing where context-parallel ranks hold parts of the sequence."""
+        q, k, v = F.silu(qkv).permute(1, 2, 0, 3).split(self.settings.head_dim, dim=-1)
+        bounds = None if offsets is None else torch.tensor(offsets, device="cpu")
+        mixed = lightning_attention_context_parallel(q, k, v, self.slopes, group=self.context_group, cu_seqlens=bounds)
+        return mixed.permute(2, 0, 1, 3)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -31,6 +31,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor
 
 from m1.model.attention import LightningAttention, LightningSettings, SoftmaxCore
+from m1.model.experts import Experts
 from m1.model.norm import RMSNorm
 from m1.model.router import HybridRouter
 from m1.profile import Model, Parallel
@@ -54,9 +55,9 @@ class HybridLayer(TransformerLayer):
         attended, _bias = self.self_attention(
             y, attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params
         )
-        z = self.pre_mlp_layernorm(alpha * y + attended)
+        z = self.pre_mlp_layernorm(attended, residual=y, alpha=alpha)
         mixed, _bias = self.mlp(z, padding_mask=padding_mask)
-        return alpha * z + mixed, None
+        return torch.add(mixed, z, alpha=alpha), None
 
 
 class Float32Head(ColumnParallelLinear):
@@ -68,7 +69,12 @@ class Float32Head(ColumnParallelLinear):
         super().__init__(*args, config=config, **kwargs)
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return super().forward(input_.float(), *args, **kwargs)
+        """(sequence, batch, hidden) -> (sequence, batch, vocabulary)."""
+        if self.sequence_parallel:
+            return super().forward(input_.float(), *args, **kwargs)
+        # Megatron turns the logits to (batch, sequence, vocabulary): a copy, which turning the input makes needless.
+        logits, bias = super().forward(input_.float().transpose(0, 1).contiguous(), *args, **kwargs)
+        return logits.transpose(0, 1), bias
 
 
 class HybridModel(GPTModel):
@@ -198,6 +204,7 @@ def _block_spec(config: TransformerConfig, model: Model, vp_stage: int | None) -
     """Layer specs of this pipeline rank: softmax attention in every `softmax_every`-th layer, lightning elsewhere."""
     moe = get_moe_module_spec(use_te=False, num_experts=model.num_experts, moe_grouped_gemm=False)
     moe.submodules.router = HybridRouter
+    moe.submodules.experts.module = Experts
     softmax = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},

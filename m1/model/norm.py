@@ -9,6 +9,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
+from kernels.fused import rms_norm
+
 
 class RMSNorm(torch.nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32.
@@ -24,8 +26,9 @@ class RMSNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None, alpha: float = 1.0) -> Tensor:
+        """The norm of x + alpha * residual."""
+        return rms_norm(x, self.weight, self.eps, residual=residual, alpha=alpha)
 
 
 class SplitRMSNorm(torch.nn.Module):
@@ -43,10 +46,11 @@ class SplitRMSNorm(torch.nn.Module):
         self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
         self.weight.partition_dim = 0  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """The norm of x times sigmoid(gate)."""
         if self.group.size() == 1:
-            return torch.nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
+            return rms_norm(x, self.weight, self.eps, gate=gate)
         y = x.float()
         total = all_reduce(y.square().sum(-1, keepdim=True), group=self.group)
         y = y * torch.rsqrt(total / self.channels + self.eps) * self.weight.float()
-        return y.type_as(x)
+        return torch.sigmoid(gate) * y.type_as(x)

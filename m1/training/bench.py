@@ -28,6 +28,7 @@ from typing import Any, Literal
 from m1 import paths
 from m1.errors import StageFailed, UsageError
 from m1.profile import Profile
+from m1.stage import KEEP_MEMORY
 
 #: Tokens of a step at every sequence length, as far as they fill one sequence for each core.
 TOKENS = 8192
@@ -96,6 +97,7 @@ class Side:
         for rank in range(self.way.ranks):
             environment = {
                 **os.environ,
+                **KEEP_MEMORY,  # for both sides
                 "OMP_NUM_THREADS": str(self.way.threads),
                 "OMP_WAIT_POLICY": "PASSIVE",  # a waiting side must leave the cores alone
                 "HF_HUB_OFFLINE": "1",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
+from kernels.fused import label_logprobs
 from m1.errors import M1Error
 from m1.interchange import Base
 from m1.model.attention import Packing
@@ -35,7 +35,7 @@ def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     from megatron.core import parallel_state, tensor_parallel
 
     if parallel_state.get_tensor_model_parallel_world_size() == 1:
-        return -F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
+        return label_logprobs(logits, labels)
     losses = tensor_parallel.vocab_parallel_cross_entropy(
         logits.float().transpose(0, 1).contiguous(), labels.T.contiguous()
     )
