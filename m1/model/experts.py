@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,13 +34,11 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: Tensor, counts: list[int], *weights: Tensor) -> Tensor:
-        first, second = weights[: len(counts)], weights[len(counts) :]
-        inner = x.new_empty(len(x), len(first[0]))
-        for rows, part, weight in zip(x.split(counts), inner.split(counts), first, strict=True):
-            torch.mm(rows, weight.T, out=part)
-        active, out = fused.swiglu(inner, probability), torch.empty_like(x)
-        for rows, part, weight in zip(active.split(counts), out.split(counts), second, strict=True):
-            torch.mm(rows, weight.T, out=part)
+        inner, out = x.new_empty(len(x), len(weights[0])), torch.empty_like(x)
+        parts = zip(*(whole.split(counts) for whole in (x, probability, inner, out)), strict=True)
+        for (rows, p, hidden, result), first, second in zip(parts, *_halves(weights), strict=True):
+            torch.mm(rows, first.T, out=hidden)
+            torch.mm(fused.swiglu(hidden, p), second.T, out=result)
         ctx.counts = counts
         ctx.save_for_backward(x, probability, inner, *weights)
         return out
@@ -48,15 +47,19 @@ class _Experts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, probability, inner, *weights = ctx.saved_tensors
-        counts = ctx.counts
-        first, second = weights[: len(counts)], weights[len(counts) :]
-        grad_active = x.new_empty(len(x), second[0].shape[1])
-        for rows, part, weight in zip(grad.split(counts), grad_active.split(counts), second, strict=True):
-            torch.mm(rows, weight, out=part)
-        active, grad_inner, grad_probability = fused.swiglu_backward(inner, probability, grad_active)
-        grad_x = torch.empty_like(x)
-        for rows, part, weight in zip(grad_inner.split(counts), grad_x.split(counts), first, strict=True):
-            torch.mm(rows, weight, out=part)
-        grad_first = [g.T @ rows for g, rows in zip(grad_inner.split(counts), x.split(counts), strict=True)]
-        grad_second = [g.T @ rows for g, rows in zip(grad.split(counts), active.split(counts), strict=True)]
-        return grad_x, grad_probability, None, *grad_first, *grad_second
+        grad_x, grad_p = torch.empty_like(x), torch.empty_like(probability)
+        grad_first, grad_second = [], []
+        wholes = (x, probability, inner, grad, grad_x, grad_p)
+        parts = zip(*(whole.split(ctx.counts) for whole in wholes), strict=True)
+        for (rows, p, hidden, g, g_rows, g_p), first, second in zip(parts, *_halves(weights), strict=True):
+            active, g_hidden, g_probability = fused.swiglu_backward(hidden, p, g @ second)
+            g_p.copy_(g_probability)
+            torch.mm(g_hidden, first, out=g_rows)
+            grad_first.append(g_hidden.T @ rows)
+            grad_second.append(g.T @ active)
+        return grad_x, grad_p, None, *grad_first, *grad_second
+
+
+def _halves(weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """w1 with w3 of every expert, and w2."""
+    return weights[: len(weights) // 2], weights[len(weights) // 2 :]
