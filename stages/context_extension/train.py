@@ -124,7 +124,8 @@ def _batches(
         if replay:
             count = settings.replay_samples
             chosen = [replay[shuffled(len(replay), seed + number, i)] for i in range(step * count, (step + 1) * count)]
-            for batch in sample_batches(chosen, count // ranks, rank, ranks):
+            packed = context.profile.sft.packed
+            for batch in sample_batches(chosen, count // ranks, rank, ranks, packed=packed):
                 batch.loss_mask *= settings.answer_weight
                 result.append(batch)
         return result
