@@ -31,15 +31,18 @@ class Sandbox:
         runtime: runtime class of the engine (runsc, kata, ...); None for the engine's own default.
         warm: containers kept ready; 0 makes one when a job comes.
         limits: of the containers that are made ready before the first job.
+        preload: import pytest in warm containers; for jobs that start a Python of their own it is wasted.
 
     Raises:
         ServiceError: no engine answers, or it does not have the image or the runtime.
     """
 
-    def __init__(self, image: str, runtime: str | None = None, warm: int = 2, limits: Limits | None = None) -> None:
+    def __init__(
+        self, image: str, runtime: str | None = None, warm: int = 2, limits: Limits | None = None, preload: bool = True
+    ) -> None:
         if warm < 0:
             raise UsageError(f"warm: {warm} is no number of containers", "Give 0 or more.")
-        tests = _check(image, runtime)
+        tests = _check(image, runtime) and preload
         engine.reap()
         self._pool = _Pool(image, runtime, warm, tests, limits or Limits())
         atexit.register(self.close)

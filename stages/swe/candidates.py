@@ -76,7 +76,7 @@ def candidates(package: Package, sites: Sites, seed: str) -> Iterator[Candidate]
         by_path.setdefault(path, []).append(mutation)
     seen: set[str] = set()
     for number, (path, mutation) in enumerate(singles, 1):
-        proposals = [(path, (mutation,))]
+        proposals: list[tuple[str, tuple[Mutation, ...]]] = [(path, (mutation,))]
         if number % (COMBINED_EVERY - 1) == 0:
             parts = tuple(generator.sample(by_path[path], min(len(by_path[path]), generator.choice((2, 3)))))
             proposals.append((path, parts))

@@ -347,7 +347,7 @@ def make_blocks(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> str:
     Raises:
         PatchError: a file is deleted, not text, or differs only in its last newline: blocks cannot say so.
     """
-    parts = []
+    parts: list[tuple[str, list[str], list[str]]] = []
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) == new.get(path):
             continue

@@ -114,8 +114,8 @@ def judge_repair(
         return _ended(End.BAD_PATCH, weights, str(error))
     if final == dict(faulty):
         return _ended(End.EMPTY, weights, "the patch changes nothing but tests")
-    if error := compile_error(faulty, final):
-        return _ended(End.COMPILE_ERROR, weights, error)
+    if broken := compile_error(faulty, final):
+        return _ended(End.COMPILE_ERROR, weights, broken)
     wanted = [*task.fail_to_pass, *pass_to_pass]
     report = run_tests(sandbox, dict(final), wanted, limits or LIMITS)
     return classify(report, task.fail_to_pass, pass_to_pass, weights)
@@ -245,7 +245,8 @@ def judge_test(
         if report.kind is not Kind.OK:
             return _ended(End.RUNTIME_ERROR, weights, f"{report.kind.value}: {report.message}")
         reports.append(report)
-    return classify_test(*reports, weights=weights)
+    once, again, on_faulty = reports
+    return classify_test(once, again, on_faulty, weights)
 
 
 def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weights: Weights = Weights()) -> Judgement:

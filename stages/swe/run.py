@@ -7,7 +7,6 @@ has been judged; the folder is renamed when all is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import UsageError
-from m1.stage import write_json
+from m1.stage import code_digest, write_json
 from stages.swe import issue_text, validate
 from stages.swe.candidates import Candidate, Sites, candidates
 from stages.swe.commits import reverted_commits
@@ -35,8 +34,8 @@ from stages.swe.tasks import KINDS, SweTask, content_id, dump, write_environment
 from stages.swe.validate import Baseline, Trial, Verdict
 
 #: Candidates judged together; what is lost by an interruption.
-CHUNK = 16
-_CODE = Path(__file__).parent
+CHUNK = 24
+_CODE = ("stages/swe",)
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,9 @@ class Options:
     report: Callable[[str], None] = field(default=lambda line: None)
 
     def fingerprint(self, spec: SweSpec, origin: Package | Repository) -> str:
-        """Of everything that decides what is in a shard, the code included."""
-        code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_CODE.rglob("*.py")))).hexdigest()
+        """Of everything that decides what is in a shard, the code included (but not its comments and docstrings)."""
         environment = spec.environments[origin.environment].model_dump()
-        parts = [origin.model_dump(), environment, self.limit, self.seed, self.most, self.model, code]
+        parts = [origin.model_dump(), environment, self.limit, self.seed, self.most, self.model, code_digest(_CODE)]
         return content_id(json.dumps(parts, sort_keys=True))
 
 
@@ -350,7 +348,7 @@ def make_set(spec: SweSpec, wanted: Sequence[str], out: Path, options: Options) 
     summaries, failed = {}, {}
     for environment, origins in by_environment.items():
         image = build_environment(environment, spec.environments[environment].requirements)
-        with Sandbox(image=image, warm=options.workers, limits=LIMITS) as sandbox:
+        with Sandbox(image=image, warm=options.workers, limits=LIMITS, preload=False) as sandbox:
             for origin in origins:
                 try:
                     summaries[origin.name] = make_shard(sandbox, spec, origin, out, options)

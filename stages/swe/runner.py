@@ -1,4 +1,4 @@
-"""One pytest run of a tree in the sandbox, with the probe beside it: what `validate` asks and what it gets back."""
+"""pytest runs of trees in the sandbox, with the probe beside them: what `validate` asks and what it gets back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from m1.errors import M1Error
 from stages.swe.reward import LIMITS
 from stages.swe.sources import Package, Repository
 
-_PROBE = (Path(__file__).parent / "inside" / "m1_probe.py").read_bytes()
-_ASKED, _ANSWER = "m1_probe.json", "m1_result.json"
+_INSIDE = Path(__file__).parent / "inside"
+_BATCH, _PROBE = ((_INSIDE / f"{name}.py").read_bytes() for name in ("m1_batch", "m1_probe"))
+#: Seconds that a container may take beyond the limits of its runs.
+SLACK = 60.0
 
 
 class Runs(Protocol):
@@ -71,8 +73,34 @@ class Report:
         return {test for test, outcome in self.outcomes.items() if outcome in ("failed", "error")}
 
 
-def job_of(origin: Package | Repository, request: Request) -> Job:
-    """The sandbox job of a run. With a selection, only the files that hold selected tests are collected."""
+def job_of(origin: Package | Repository, requests: Sequence[Request]) -> Job:
+    """The sandbox job of some runs, one after the other, each on a fresh copy of its tree."""
+    base = requests[0].tree
+    files: dict[str, bytes | str] = {f"m1_base/{path}": content for path, content in base.items()}
+    runs = []
+    for request in requests:
+        changed: dict[str, int | None] = {path: None for path in base if path not in request.tree}
+        for path, content in request.tree.items():
+            if base.get(path) != content:
+                changed[path] = len(files)
+                files[f"m1_changed/{len(files)}"] = content
+        runs.append({"changed": changed, **_run_of(origin, request)})
+    files |= {"m1_batch.py": _BATCH, "m1_probe.py": _PROBE, "m1_batch.json": json.dumps(runs)}
+    return Job(
+        files=files,
+        command=["python3", "m1_batch.py"],
+        limits=replace(LIMITS, seconds=SLACK + sum(request.seconds for request in requests)),
+        read_back=tuple(map(_answer, range(len(requests)))),
+        environment={"PYTHONHASHSEED": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+
+
+def _answer(number: int) -> str:
+    return f"m1_result_{number}.json"
+
+
+def _run_of(origin: Package | Repository, request: Request) -> dict[str, Any]:
+    """A run as `inside/m1_batch.py` reads it. With a selection, only files that hold selected tests are collected."""
     asked = {
         "select": None if request.select is None else list(request.select),
         "seconds_per_test": request.seconds_per_test,
@@ -83,36 +111,24 @@ def job_of(origin: Package | Repository, request: Request) -> Job:
     }
     places = origin.tests if request.select is None else sorted({test.partition("::")[0] for test in request.select})
     # As in infra.sandbox.pytest_run, which judges answers: no settings of the project, no conftest files, no plugins.
-    command = [
-        "python3", "-m", "pytest", "-q", "--no-header", "--tb=no", "-c", "/dev/null", "--rootdir", ".", "--noconftest",
+    arguments = [
+        "-q", "--no-header", "--tb=no", "-c", "/dev/null", "--rootdir", ".", "--noconftest",
         "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "m1_probe",
         "--continue-on-collection-errors", *(f"--deselect={test}" for test in origin.deselect),
         *(["-x"] if request.stop_at_failure else []), *places,
     ]  # fmt: skip
-    limits = replace(LIMITS, seconds=request.seconds)
-    files: dict[str, bytes | str] = {**request.tree, "m1_probe.py": _PROBE, _ASKED: json.dumps(asked)}
-    root = "." if origin.import_root == "." else f"{origin.import_root}:."
-    environment = {"PYTHONPATH": root, "PYTHONHASHSEED": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    return Job(files=files, command=command, limits=limits, read_back=(_ANSWER,), environment=environment)
+    path = ["."] if origin.import_root == "." else [origin.import_root, "."]
+    return {"asked": asked, "arguments": arguments, "path": path, "seconds": request.seconds}
 
 
-def read_result(result: Result) -> Report:
-    """Make a report of a sandbox result.
-
-    Raises:
-        M1Error: the sandbox itself failed; that says nothing of the tree.
-    """
-    if result.kind is Kind.INFRASTRUCTURE:
-        raise M1Error(f"the sandbox failed: {result.message}", "Check the engine, then run it again: it continues.")
-    raw = result.files.get(_ANSWER)
-    tail = result.output[-2000:]
-    if raw is None:
-        ends = {Kind.TIMEOUT: "timeout", Kind.MEMORY: "memory"}
-        return Report(ends.get(result.kind, "crash"), message=tail)
+def read_result(raw: bytes) -> Report:
+    """Make a report of what a run has left."""
     try:
         answer = json.loads(raw)
     except ValueError:
-        return Report("crash", message=tail)
+        return Report("crash", message="its result is not JSON")
+    if "ended" in answer:
+        return Report(answer["ended"], message=answer["output"])
     end = "hung" if answer["hung"] else "collection" if answer["collection_errors"] else "done"
     errors = "\n".join(f"{name}\n{text}" for name, text in answer["collection_errors"])
     return Report(
@@ -121,15 +137,38 @@ def read_result(result: Result) -> Report:
 
 
 def run(sandbox: Runs, origin: Package | Repository, requests: Sequence[Request], workers: int) -> list[Report]:
-    """Reports in the order of the requests; a job that the sandbox failed on is tried once more.
+    """Reports in the order of the requests, which share as many containers as there are workers.
+
+    Runs whose container came to an end before them are done again, each in a container of its own.
 
     Raises:
-        M1Error: the sandbox failed twice.
+        M1Error: the sandbox itself failed, twice; that says nothing of the trees.
     """
-    jobs = [job_of(origin, request) for request in requests]
+    if not requests:
+        return []
+    reports = _together(sandbox, origin, requests, -(-len(requests) // workers), workers)
+    left = [at for at, report in enumerate(reports) if report is None]
+    alone = _together(sandbox, origin, [requests[at] for at in left], 1, workers)
+    found = dict(zip(left, alone, strict=True))
+    return [report or found[at] or Report("crash") for at, report in enumerate(reports)]
+
+
+def _together(
+    sandbox: Runs, origin: Package | Repository, requests: Sequence[Request], size: int, workers: int
+) -> list[Report | None]:
+    """Run the requests, `size` of them to a container; None where that ended before the run did."""
+    batches = [requests[at : at + size] for at in range(0, len(requests), size)]
+    jobs = [job_of(origin, batch) for batch in batches]
     results = list(sandbox.run_many(jobs, workers=workers)) if jobs else []
     again = [at for at, result in enumerate(results) if result.kind is Kind.INFRASTRUCTURE]
     if again:
         for at, result in zip(again, sandbox.run_many([jobs[at] for at in again], workers=1), strict=True):
             results[at] = result
-    return [read_result(result) for result in results]
+    reports: list[Report | None] = []
+    for batch, result in zip(batches, results, strict=True):
+        if result.kind is Kind.INFRASTRUCTURE:
+            raise M1Error(f"the sandbox failed: {result.message}", "Check the engine, then run it again: it continues.")
+        for number in range(len(batch)):
+            raw = result.files.get(_answer(number))
+            reports.append(None if raw is None else read_result(raw))
+    return reports

@@ -23,8 +23,8 @@ from stages.swe.runner import Report, Request, Runs, run
 from stages.swe.sources import Package, Repository
 
 #: A test that passes on the right tree in this time and takes longer on a faulty one hangs.
-SECONDS_PER_TEST = 20.0
-SUITE_SECONDS = 300.0
+SECONDS_PER_TEST = 8.0
+SUITE_SECONDS = 120.0
 #: Of the reliable tests, at least this share must still pass on the faulty tree.
 LEAST_PASSING = 0.5
 

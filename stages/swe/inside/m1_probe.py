@@ -15,7 +15,7 @@ import pytest
 with open("m1_probe.json") as _file:
     ASKED = json.load(_file)
 ROOT = os.getcwd() + os.sep
-RESULT = {"outcomes": {}, "seconds": {}, "failures": {}, "collection_errors": [], "lines": {}, "hung": None}
+RESULT: dict = {"outcomes": {}, "seconds": {}, "failures": {}, "collection_errors": [], "lines": {}, "hung": None}
 SELECTED = None if ASKED["select"] is None else set(ASKED["select"])
 COVERAGE = None
 _running = {"id": None, "since": 0.0}
