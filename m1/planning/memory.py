@@ -203,7 +203,7 @@ def layer_activations(model: Model, parallel: Parallel, load: Load, *, softmax: 
 
     With T = b s / c tokens on the tensor-parallel group, sequence parallelism leaves T/t of them to a rank in norms,
     router and residual. The norms work in float32 and keep their input and the input times 1/rms. With routing in
-    balance a rank's experts see N = f k T/t tokens.
+    balance a rank's experts see N = f k T/t tokens. This is what runs on GPUs; the compiled parts on a CPU keep less.
     """
     q = 2 if parallel.precision == "bf16" else 4
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
@@ -224,8 +224,7 @@ def layer_activations(model: Model, parallel: Parallel, load: Load, *, softmax: 
     routed = mine * model.moe_router_topk * parallel.expert_tensor_parallel_size
     width = model.moe_ffn_hidden_size / parallel.expert_tensor_parallel_size
     kept["tokens sent to experts"] = q * routed * hidden
-    # Gate and up together, up by itself, SiLU of the gate, their product, and that times the router's probability.
-    kept["inside the experts"] = 6 * q * routed * width
+    kept["gates and ups of the experts"] = 2 * q * routed * width
     kept["routing"] = mine * model.num_experts * 13 + routed * 16
     return kept
 
@@ -269,11 +268,12 @@ def _logits(model: Model, parallel: Parallel, load: Load) -> float:
 
     The final norm keeps 4 T D / t, the head its float32 input 4 T D / t, gathered to 4 T D where it is split. Logits
     take 4 T V / t. Megatron's cross entropy over a split vocabulary works in place; torch's keeps log-probabilities
-    beside the logits and makes a gradient of the same size. Micro-batches above 1 are transposed into a copy.
+    beside the logits and makes a gradient of the same size. Split logits of micro-batches above 1 are transposed into a
+    copy.
     """
     tensor = parallel.tensor_model_parallel_size
     tokens = load.micro_batch_size * load.sequence_length / parallel.context_parallel_size
     vocabulary = 4 * tokens * model.vocab_size / tensor
-    copies = (1 if tensor > 1 else 3) + (1 if load.micro_batch_size > 1 else 0)
+    copies = (1 if tensor > 1 else 3) + (1 if tensor > 1 and load.micro_batch_size > 1 else 0)
     hidden = 4 * tokens * model.hidden_size
     return copies * vocabulary + 2 * hidden / tensor + (hidden if tensor > 1 else 0)
