@@ -244,6 +244,8 @@ def _run_row(
         base_model(stage, settings)  # a base model that does not fit is named now, not after the data is made
         if above:
             row.inputs.append(f"{parent_stage} (new)")
+        if asks_for_swe(stage, settings) and not engine_answers(stage, settings):
+            row.inputs.append(NO_ENGINE)
         source = " and ".join([*rerun, *above])  # type: ignore[list-item]
         row.reason = f"upstream: {source} will run (skipped after all if that changes nothing)"
         return row

@@ -22,6 +22,7 @@ from m1.errors import ServiceError, UsageError
 from m1.generation import Rollout
 from m1.profile import Rewards
 from m1.stage import StageContext, StageRequest
+from m1.training.stopping import StopRequested
 from stages.evaluate import swe_report
 from stages.evaluate.prompts import Prompt
 from stages.evaluate.swe import NO_ANSWER, UNJUDGED, Answered, Judge, Verdict
@@ -227,6 +228,26 @@ def test_a_dead_engine_is_never_a_wrong_answer(image: str, tmp_path: Path, monke
         assert judge.judge([(row(task), right(task))])[0].resolved
     with pytest.raises(ValueError, match="not judged has no reward"):
         judge_verdict(verdict, 3, window=10, weights=Rewards(overlong_cache=4))
+
+
+def test_judging_is_abandoned_when_the_stage_is_asked_to_stop(image: str, tmp_path: Path) -> None:
+    task = mini.task("double", "repair", "train")
+    tasks = mini.write_set(tmp_path, [task])
+    endless = "mini.py\n<<<<<<< SEARCH\ndef double(x):\n=======\ndef double(x):\n    while True: pass\n>>>>>>> REPLACE"
+
+    class Asked:
+        """Stands for SIGTERM, which comes once the answer's tests run."""
+
+        def noticed(self) -> bool:
+            return bool(opened._pool._taken)
+
+        def agreed(self) -> bool:
+            return True
+
+    with Sandbox(image, warm=1) as opened, pytest.raises(StopRequested):
+        judge = Judge(tasks, {"python": opened}, workers=1)
+        judge.judge([(row(task), chat.render_response("", endless))], Asked())  # type: ignore[arg-type]
+    assert left(image) == []
 
 
 def test_a_closed_sandbox_ends_the_jobs_that_run(image: str) -> None:
