@@ -214,7 +214,7 @@ def _data_stage(run: Run, stage: str) -> dict[str, Any]:
     reason = row.reason
     skip = row.action == "skip"
     if not run.force and (run.data_changed or not skip) and dvc.digest(f"{stage}@{name}") is not None:
-        reasons = dvc.status([f"{stage}@{name}"])[f"{stage}@{name}"]
+        reasons = [*dvc.status([f"{stage}@{name}"])[f"{stage}@{name}"], *planning.left_out(run.settings, stage)]
         skip = not reasons
         reason = "; ".join(reasons) or "unchanged: DVC finds the same inputs, command and output"
     tracked = run.tracker.start_stage(run.mlflow_run, stage, None, _attempt(), run.settings)

@@ -12,20 +12,27 @@ from m1 import profile as profiles
 from m1.arithmetic import forward_flops, training_flops
 from m1.errors import UsageError
 from m1.planning.work import rl_cost
-from m1.profile import DATA_STAGES, READS, STAGES, TRAINING_STAGES, Profile
+from m1.profile import DATA_STAGES, READS, STAGES, TRAINING_STAGES, Evaluate, Profile
 from m1.stage import (
     REQUEST,
     STAGE_INFO,
     StageRequest,
+    asks_for_swe,
     base_model,
     code_digest,
+    code_of,
     data_digest,
+    engine_answers,
     fingerprint,
     load_result,
     newest_run,
     read_metrics,
     resolve,
 )
+from m1.tracking import records
+
+#: Beside the inputs of a stage that will leave its software-engineering part out.
+NO_ENGINE = "no engine: without software-engineering tasks"
 
 
 @dataclass
@@ -171,7 +178,7 @@ def plan(
     parents: dict[str, Path] = {}
     for stage in stages:
         if stage in DATA_STAGES:
-            reasons = status.get(targets[stage], []) if listed else ["never run"]
+            reasons = [*status.get(targets[stage], []), *left_out(settings, stage)] if listed else ["never run"]
             row = _data_row(settings, stage, reasons, will_run, force)
         else:
             row = _run_row(settings, stage, will_run, parents, upstream, force)
@@ -198,7 +205,25 @@ def _data_row(settings: Profile, stage: str, reasons: list[str], will_run: dict[
         row.reason = f"upstream: {' and '.join(rerun)} will run (skipped after all if that changes nothing)"
     else:
         row.action, row.reason = "skip", "unchanged: DVC finds the same inputs, command and output"
+    if row.action == "run" and asks_for_swe(stage, settings) and not engine_answers(stage, settings):
+        row.inputs.append(NO_ENGINE)
     return row
+
+
+def left_out(settings: Profile, stage: str) -> list[str]:
+    """What DVC cannot see: software-engineering tasks were left out for want of an engine, and now there is one.
+
+    The other way round nothing is missing: a set that was made needs no engine to be used.
+
+    Raises:
+        ServiceError: there is none, and the profile does not want to go without.
+    """
+    if stage != "synthesize" or not asks_for_swe(stage, settings):
+        return []
+    made = records.summary(paths.data_dir(settings.name, stage)).get("swe") or {}
+    if made.get("left_out") and engine_answers(stage, settings):
+        return ["an engine answers now: the software-engineering tasks were left out without one"]
+    return []
 
 
 def _run_row(
@@ -219,6 +244,8 @@ def _run_row(
         base_model(stage, settings)  # a base model that does not fit is named now, not after the data is made
         if above:
             row.inputs.append(f"{parent_stage} (new)")
+        if asks_for_swe(stage, settings) and not engine_answers(stage, settings):
+            row.inputs.append(NO_ENGINE)
         source = " and ".join([*rerun, *above])  # type: ignore[list-item]
         row.reason = f"upstream: {source} will run (skipped after all if that changes nothing)"
         return row
@@ -227,6 +254,8 @@ def _run_row(
     row.output = Path(request.output)
     if request.parent is not None:
         row.inputs.append(_shown(Path(request.parent)))
+    if request.engine is False:
+        row.inputs.append(NO_ENGINE)
     if request.init_from is not None:
         row.inputs.append(f"base model {request.init_from['folder']} {request.init_from['digest'][:8]}")
     if force:
@@ -271,12 +300,14 @@ def why_run(request: StageRequest) -> str:
     reasons += [f"data: {name} has other content" for name in changed]
     if (old.get("init_from") or {}).get("digest") != (request.init_from or {}).get("digest"):
         reasons.append(f"base model: {(request.init_from or {}).get('folder', 'none')} instead of the one before")
+    if old.get("engine") != request.engine and None not in (old.get("engine"), request.engine):
+        reasons.append("sandbox: " + ("an engine answers now" if request.engine else "no engine answers any more"))
     if old["parent"] != request.parent:
         reasons.append(f"upstream: starts from {_run_name(request.parent)}, was {_run_name(old['parent'])}")
     elif old["history"] != request.history and request.stage == "evaluate":
         reasons.append("upstream: other checkpoints to evaluate")
     if _code_changed(request.stage, result.fingerprint, old) or not reasons:
-        reasons.append(f"code: changed, one of {', '.join(STAGE_INFO[request.stage].code)}")
+        reasons.append(f"code: changed, one of {', '.join(code_of(request.stage, settings))}")
     return "; ".join(reasons)
 
 
@@ -292,7 +323,8 @@ def _code_changed(stage: str, recorded: str, old: dict[str, Any]) -> bool:
         return True  # the profile's own form has changed since, which is code
     digests = old["data_digests"]
     base = (old.get("init_from") or {}).get("digest")
-    return fingerprint(stage, settings, digests, parent.fingerprint if parent else None, history, base) != recorded
+    above = parent.fingerprint if parent else None
+    return fingerprint(stage, settings, digests, above, history, base, old.get("engine")) != recorded
 
 
 # --- how much work it is --------------------------------------------------------------------------------------------
@@ -314,8 +346,17 @@ def expected_tokens(settings: Profile, stage: str) -> tuple[int | None, bool]:
         checkpoints = len([name for name in settings.order[: settings.order.index(stage)] if name in TRAINING_STAGES])
         prompts = part.prompts_per_task * len(settings.synthesize.tasks)
         length = settings.rl_40k.max_prompt_length + part.max_new_tokens
-        return checkpoints * prompts * part.samples_per_prompt * length, True
+        return checkpoints * (prompts * part.samples_per_prompt * length + _swe_tokens(part)), True
     return None, False
+
+
+def _swe_tokens(part: Evaluate) -> int:
+    """Of the software-engineering tasks that are put to one checkpoint."""
+    swe = part.swe
+    if swe is None:
+        return 0
+    length = swe.max_prompt_length + (swe.max_new_tokens or part.max_new_tokens)
+    return 3 * swe.tasks_per_kind * swe.samples_per_task * length
 
 
 def expected_flops(settings: Profile, stage: str) -> float | None:

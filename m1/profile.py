@@ -249,6 +249,9 @@ class SweTasks(Section):
     packages: list[str] = Field([], description="sources of the spec; all of them if empty")
     faults_per_package: int = Field(ge=1)
     question_length: int = Field(4096, ge=64, description="tokens; code is cut to what fits")
+    when_no_engine: Literal["skip", "fail"] = Field(
+        "skip", description="where no Docker engine answers: every stage leaves its part out and says so, or fails"
+    )
 
 
 class Synthesize(Section):
@@ -351,6 +354,26 @@ class Rewards(Section):
     overlong_penalty: float = Field(1.0, ge=0)
 
 
+class SwePrompts(Section):
+    """How a stage puts software-engineering tasks to the model and has the answers judged in the sandbox."""
+
+    max_prompt_length: int = Field(
+        ge=64, description="tokens; at least synthesize.swe.question_length, the chat's own tokens come on top"
+    )
+    workers: int = Field(2, ge=1, description="answers that each rank has judged side by side")
+    test_seconds: float = Field(300.0, gt=0, description="limit of one run of an answer's tests")
+
+
+class RlSwe(SwePrompts):
+    share: float = Field(gt=0, le=1, description="of the prompts that are rolled out, in every batch")
+
+
+class EvaluateSwe(SwePrompts):
+    tasks_per_kind: int = Field(ge=1, description="of the held-out packages, for each of repair, localise, write-test")
+    samples_per_task: int = Field(1, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1, description="by default evaluate.max_new_tokens")
+
+
 class Cispo(Section):
     """CISPO (MiniMax-M1 report §3.1, Eq. 4-5). Bounds are absolute values of the importance ratio, not 1 + eps."""
 
@@ -387,6 +410,7 @@ class Rl(Section):
     max_generation_rounds: int = Field(ge=1, description="dynamic sampling: rounds before a smaller batch is taken")
     micro_batch_size: int = Field(ge=1)
     max_prompt_length: int = Field(ge=8)
+    swe: RlSwe | None = None
     temperature: float = Field(1.0, gt=0)
     objective: Literal["cispo"] = "cispo"
     cispo: Cispo
@@ -402,6 +426,18 @@ class Rl(Section):
     checkpoint_every: int = Field(ge=1)
     evaluate_every: int = Field(ge=1)
     evaluate_prompts_per_task: int = Field(ge=1)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Largest number of tokens of any prompt."""
+        return max(self.max_prompt_length, self.swe.max_prompt_length if self.swe else 0)
+
+    @property
+    def mean_prompt_limit(self) -> float:
+        """The limits of both kinds of prompts, weighted by their shares."""
+        if self.swe is None:
+            return self.max_prompt_length
+        return (1 - self.swe.share) * self.max_prompt_length + self.swe.share * self.swe.max_prompt_length
 
     @model_validator(mode="after")
     def _windows(self) -> Rl:
@@ -428,6 +464,7 @@ class Evaluate(Section):
     #: Prompts per task for the checkpoint before SFT; all where absent. It cannot end an answer yet, and so fills the
     #: whole window with every response: the dearest checkpoint to evaluate, and the least interesting one.
     prompts_per_task_before_sft: int | None = Field(None, ge=1)
+    swe: EvaluateSwe | None = None
 
 
 class Export(Section):
@@ -534,6 +571,35 @@ class Profile(Section):
             raise ValueError(f"order: {missing[0]} is missing, and a later stage reads it")
         if "rl-80k" in seen and "rl-40k" in seen and self.order.index("rl-80k") < self.order.index("rl-40k"):
             raise ValueError("order: rl-80k continues rl-40k and must come after it")
+        return self
+
+    @model_validator(mode="after")
+    def _swe_is_possible(self) -> Profile:
+        made, most = self.synthesize.swe, self.model.max_position_embeddings
+        evaluate = self.evaluate
+        asked: list[tuple[str, SwePrompts | None, int]] = [
+            ("rl-40k", self.rl_40k.swe, self.rl_40k.windows[-1]),
+            ("rl-80k", self.rl_80k.swe, self.rl_80k.windows[-1]),
+            ("evaluate", evaluate.swe, (evaluate.swe and evaluate.swe.max_new_tokens) or evaluate.max_new_tokens),
+        ]
+        broken = []
+        for name, part, window in asked:
+            if part is None:
+                continue
+            limit = part.max_prompt_length
+            if made is None:
+                broken.append(f"{name}.swe: no such tasks are made; give synthesize.swe a value, or remove {name}.swe")
+            elif limit < made.question_length:
+                broken.append(
+                    f"{name}.swe.max_prompt_length={limit} is below synthesize.swe.question_length="
+                    f"{made.question_length}: hardly a question would fit; raise the one or lower the other"
+                )
+            if limit + window > most:
+                broken.append(
+                    f"{name}.swe.max_prompt_length={limit} with {window} tokens of answer exceeds "
+                    f"model.max_position_embeddings={most}"
+                )
+        _refuse(broken)
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from m1 import interchange, paths, profile
-from m1.errors import Checkpointed, M1Error, UsageError
+from m1.errors import Checkpointed, M1Error, ServiceError, UsageError
 from m1.profile import DATA_STAGES, READS, TRAINING_STAGES, Profile
 
 RESULT = "result.json"
@@ -58,6 +58,8 @@ class StageInfo:
 _MODEL_CODE = ("kernels", "m1/model", "m1/training")
 _GENERATE = ("stages/synthesize/rewards.py", "stages/synthesize/tasks", "m1/chat.py", "m1/generation.py", *_MODEL_CODE)
 _RL = ("stages/rl", "stages/evaluate/pass_rate.py", "stages/evaluate/prompts.py", *_GENERATE)
+#: Part of the fingerprint of a stage whose section asks for software-engineering tasks.
+_SWE = ("stages/evaluate/swe.py", "stages/swe", "infra/sandbox")
 STAGE_INFO: dict[str, StageInfo] = {
     "corpus": StageInfo("stages.corpus", ("stages/corpus",), ("corpus",)),
     "tokenizer": StageInfo("stages.tokenizer", ("stages/tokenizer", "m1/chat.py"), ("tokenizer", "model")),
@@ -65,7 +67,9 @@ STAGE_INFO: dict[str, StageInfo] = {
     "sft-data": StageInfo(
         "stages.sft_data", ("stages/sft_data", "stages/synthesize/tasks", "m1/chat.py"), ("sft-data",)
     ),
-    "synthesize": StageInfo("stages.synthesize", ("stages/synthesize",), ("synthesize",)),
+    "synthesize": StageInfo(
+        "stages.synthesize", ("stages/synthesize", "stages/swe", "infra/sandbox", "m1/chat.py"), ("synthesize",)
+    ),
     "pretrain": StageInfo(
         "stages.pretrain",
         ("stages/pretrain", "m1/interchange.py", *_MODEL_CODE),
@@ -109,6 +113,8 @@ class StageRequest:
         resume: run folder of the same stage at another parallel layout, whose newest checkpoint is continued as long
             as this run has none of its own.
         init_from: "folder" (absolute) and "digest" of the base model that it starts from, or None.
+        engine: whether a Docker engine is there for the software-engineering tasks that the section asks for; None
+            where it asks for none.
     """
 
     stage: str
@@ -122,6 +128,7 @@ class StageRequest:
     history: list[list[str]] = field(default_factory=list)
     resume: str | None = None
     init_from: dict[str, str] | None = None
+    engine: bool | None = None
 
     def load_profile(self) -> Profile:
         return profile.parse(self.profile, "request")
@@ -354,21 +361,33 @@ def fingerprint(
     parent: str | None,
     history: list[str],
     init_from: str | None = None,
+    engine: bool | None = None,
 ) -> str:
-    """Identity of one execution: code, settings, data, upstream fingerprints, base model's digest. 64 hex digits."""
+    """Identity of one execution: code, settings, data, upstream fingerprints, base model, engine. 64 hex digits."""
     info = STAGE_INFO[stage]
     values = settings.to_dict()
     identity = {
         "stage": stage,
-        "code": code_digest(info.code),
+        "code": code_digest(code_of(stage, settings)),
         "sections": {name: values[name] for name in info.sections},
         "seed": settings.seed,
         "data": dict(sorted(data_digests.items())),
         "parent": parent,
         "history": history if stage == "evaluate" else [],
         **({"init_from": init_from} if init_from else {}),
+        **({"engine": engine} if engine is not None else {}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def asks_for_swe(stage: str, settings: Profile) -> bool:
+    """Whether the stage's section asks for software-engineering tasks, which need the sandbox."""
+    return getattr(settings.section(stage), "swe", None) is not None
+
+
+def code_of(stage: str, settings: Profile) -> tuple[str, ...]:
+    """Files and packages that decide what the stage does with these settings."""
+    return (*STAGE_INFO[stage].code, *(_SWE if asks_for_swe(stage, settings) else ()))
 
 
 def resolve(stage: str, settings: Profile, *, parent: Path | None = None) -> StageRequest:
@@ -407,19 +426,47 @@ def resolve(stage: str, settings: Profile, *, parent: Path | None = None) -> Sta
         history = [*result.request["history"], [result.stage, str(parent)]]
     base = base_model(stage, settings, paths.data_dir(settings.name, "tokenizer"))
     names = [Path(folder).name for _, folder in history]
-    identity = fingerprint(stage, settings, digests, parent_fingerprint, names, base["digest"] if base else None)
+
+    def folder(engine: bool | None) -> tuple[str, Path]:
+        digest = base["digest"] if base else None
+        identity = fingerprint(stage, settings, digests, parent_fingerprint, names, digest, engine)
+        return identity, paths.runs_dir(settings.name, stage) / identity[:16]
+
+    engine = None
+    if asks_for_swe(stage, settings):
+        # A run that is complete needs no engine any more.
+        engine = load_result(folder(True)[1]) is not None or engine_answers(stage, settings)
+    identity, output = folder(engine)
     return StageRequest(
         stage=stage,
         profile=settings.to_dict(),
         fingerprint=identity,
-        output=str(paths.runs_dir(settings.name, stage) / identity[:16]),
+        output=str(output),
         data={name: str(paths.data_dir(settings.name, name)) for name in READS[stage]},
         data_digests=digests,
         parent=str(parent) if parent else None,
         parent_stage=parent_stage if parent else None,
         history=history,
         init_from=base,
+        engine=engine,
     )
+
+
+def engine_answers(stage: str, settings: Profile) -> bool:
+    """Whether the sandbox has an engine for the software-engineering tasks of the stage.
+
+    Raises:
+        ServiceError: it has none, and the profile does not want to go without.
+    """
+    from infra.sandbox import engine  # only for profiles that ask for it
+
+    missing = engine.missing()
+    if missing is None:
+        return True
+    assert settings.synthesize.swe is not None
+    if settings.synthesize.swe.when_no_engine == "fail":
+        raise ServiceError(f"{stage}: {missing.what}, and synthesize.swe.when_no_engine is fail", missing.mend)
+    return False
 
 
 def resumed(request: StageRequest, run: Path) -> StageRequest:
@@ -437,7 +484,7 @@ def resumed(request: StageRequest, run: Path) -> StageRequest:
         ("stage", request.stage, other.stage),
         ("data", request.data_digests, other.data_digests),
     ]
-    facts += [("upstream run", request.history, other.history)]
+    facts += [("upstream run", request.history, other.history), ("engine", request.engine, other.engine)]
     facts += [(name, request.profile[name], other.profile.get(name)) for name in [*names, "seed"]]
     different = [name for name, ours, theirs in facts if ours != theirs]
     if different:
@@ -553,11 +600,14 @@ __all__ = [
     "StageInfo",
     "StageRequest",
     "StageResult",
+    "asks_for_swe",
     "base_model",
     "checkpoint_of",
     "code_digest",
+    "code_of",
     "data_digest",
     "data_main",
+    "engine_answers",
     "fingerprint",
     "interruption",
     "load_result",

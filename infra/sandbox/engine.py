@@ -48,6 +48,17 @@ def client() -> docker.APIClient:
     return made
 
 
+def missing() -> ServiceError | None:
+    """Why no engine can be used at this moment, and how to get one; None if one answers."""
+    try:
+        client().ping()
+    except ServiceError as error:
+        return error
+    except FAULTS as error:  # it answered this process before
+        return ServiceError(f"no Docker engine answers any more ({' '.join(str(error).split())[:200]})", HOW_TO_GET_ONE)
+    return None
+
+
 @contextlib.contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Turn faults of the engine into one line.

@@ -54,7 +54,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Remove all containers of this sandbox."""
+        """Remove all containers of this sandbox. A job that another thread still runs ends without a result."""
         atexit.unregister(self.close)
         self._pool.close()
 
@@ -98,6 +98,7 @@ class _Pool:
         self._make = lambda limits: Container(image, runtime, limits, tests)
         self._warm, self._limits = warm, _shape(limits)
         self._ready: list[Container] = []
+        self._taken: list[Container] = []
         self._making, self._closed = 0, False
         self._change = threading.Condition()
         self._removal = ThreadPoolExecutor(2, thread_name_prefix="sandbox-removal")
@@ -122,10 +123,20 @@ class _Pool:
                 self._ready.clear()
             found = self._ready.pop(0) if self._ready else None
             self._change.notify_all()
-        return found or self._make(shape)
+        taken = found or self._make(shape)
+        with self._change:
+            self._taken.append(taken)
+            closed = self._closed
+        if closed:
+            self.discard(taken)
+            raise UsageError("the sandbox was closed", "Open a new one.")
+        return taken
 
     def discard(self, container: Container) -> None:
         """Remove a container without waiting for it."""
+        with self._change:
+            if container in self._taken:
+                self._taken.remove(container)
         try:
             self._removal.submit(_remove, container)
         except RuntimeError:  # the interpreter is ending, or the pool is closed
@@ -140,6 +151,11 @@ class _Pool:
         for container in self._ready:
             self.discard(container)
         self._ready.clear()
+        with self._change:
+            running = list(self._taken)
+        for container in running:  # ends the job; the thread that runs it is told by its broken line
+            with contextlib.suppress(ServiceError):
+                engine.remove(container.id)
         self._removal.shutdown(wait=True)
 
     def _fill(self) -> None:

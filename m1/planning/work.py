@@ -74,7 +74,7 @@ def training_work(profile: Profile) -> list[Work]:
                 name = f"{stage} {number}"
                 found.append(Work(name, stage, s.sequence_length, s.global_batch_size, s.micro_batch_size))
         elif stage.startswith("rl-"):
-            length = part.max_prompt_length + max(part.windows)
+            length = part.longest_prompt + max(part.windows)
             update = part.prompts_per_step * part.group_size // part.updates_per_step
             found.append(Work(stage, stage, length, update, part.micro_batch_size))
         else:
@@ -114,7 +114,7 @@ def rl_cost(profile: Profile, stage: str, response_tokens: float | None = None) 
     """
     part: Any = profile.section(stage)
     window = sum(part.windows) / len(part.windows)
-    length = part.max_prompt_length + (window if response_tokens is None else min(response_tokens, window))
+    length = part.mean_prompt_limit + (window if response_tokens is None else min(response_tokens, window))
     tokens = part.train_steps * part.prompts_per_step * part.group_size * length
     forward = forward_flops(profile.model, tokens, round(length))
     return RlCost(tokens, forward, 4 * forward)

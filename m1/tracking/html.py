@@ -285,6 +285,7 @@ def _details(stage: _Stage) -> str:
         )
         if stage.record.sources:
             parts.append(_folded("Raw sources and their licences", _sources(stage.record.sources)))
+        parts.append(_list([_text(note) for note in stage.summary.get("notes", [])]))
         parts.append(_values("Numbers of the data set", records.numbers(stage.summary)))
     if stage.result is not None and stage.run is not None:
         result = stage.result

@@ -60,6 +60,10 @@ def draw(
             log=True,
         ),
     ]
+    if context.section.swe is not None and series(context, "swe/resolved")[0]:
+        names = {kind: f"swe/resolved/{kind}" for kind in ("repair", "localise", "write-test")}
+        shown = {kind: name for kind, name in names.items() if series(context, name)[0]}
+        drawn.append(curves("swe_resolved.png", "Software-engineering tasks", "share resolved", shown))
     tasks = list(before)
     drawn.append(
         figures.bars_by_group(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from m1.profile import Rewards
 from stages.synthesize.rewards import score
+
+if TYPE_CHECKING:
+    from stages.evaluate.swe import Verdict
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Reward:
     correct: bool
     formatted: bool
     overlong: float
+    #: Of a software-engineering task: how its answer ended.
+    end: str = ""
 
 
 def overlong_penalty(length: int, window: int, cache: int) -> float:
@@ -42,6 +47,21 @@ def judge(row: Mapping[str, Any], response: str, length: int, *, window: int, we
         window: the output window in tokens that it was generated under.
     """
     result = score(row, response)
+    return _reward(float(result.correct), result.correct, result.formatted, length, window, weights)
+
+
+def judge_verdict(verdict: Verdict, length: int, *, window: int, weights: Rewards) -> Reward:
+    """Reward of a response to a software-engineering task; localisation earns a part of `correct` by its overlap.
+
+    Raises:
+        ValueError: the sandbox failed; there is no reward for that.
+    """
+    if not verdict.judged:
+        raise ValueError(f"an answer that was not judged has no reward: {verdict.message}")
+    reward = _reward(verdict.value, verdict.resolved, verdict.formatted, length, window, weights)
+    return replace(reward, end=verdict.end)
+
+
+def _reward(value: float, correct: bool, formatted: bool, length: int, window: int, weights: Rewards) -> Reward:
     overlong = weights.overlong_penalty * overlong_penalty(length, window, weights.overlong_cache)
-    total = weights.correct * result.correct + weights.format * result.formatted + overlong
-    return Reward(total, result.correct, result.formatted, overlong)
+    return Reward(weights.correct * value + weights.format * formatted + overlong, correct, formatted, overlong)

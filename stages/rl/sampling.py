@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 
@@ -23,6 +24,7 @@ class Group:
     Attributes:
         position: place in the sampler's order; no two groups of a run share it.
         texts: the decoded responses.
+        unjudged: for every response that was left out because the sandbox failed on it, why.
         advantages: one per response, filled in by dynamic sampling.
     """
 
@@ -32,6 +34,7 @@ class Group:
     texts: list[str]
     rewards: list[Reward]
     advantages: list[float] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
 
 
 class PromptSampler:
@@ -59,6 +62,31 @@ class PromptSampler:
         return taken
 
 
+class MixedSampler:
+    """Two samplers in one order: of the first n positions, n x share (rounded down) are the second's.
+
+    The prompt at a position depends on both samplers' seeds, the share and the position alone.
+    """
+
+    def __init__(self, first: PromptSampler, second: PromptSampler, share: float, cursor: int = 0) -> None:
+        self.first, self.second = first, second
+        self.cursor = cursor
+        self._share = Fraction(share).limit_denominator(1000)
+
+    def take(self, count: int) -> list[tuple[int, Prompt]]:
+        """The next prompts with their positions, the second sampler's last: ranks that share them out in turn have
+        equally many of either."""
+        firsts, seconds = [], []
+        for position in range(self.cursor, self.cursor + count):
+            before = math.floor(position * self._share)
+            if math.floor((position + 1) * self._share) > before:
+                seconds.append((position, self.second.at(before)))
+            else:
+                firsts.append((position, self.first.at(position - before)))
+        self.cursor += count
+        return firsts + seconds
+
+
 @dataclass
 class SampledBatch:
     """Result of dynamic sampling.
@@ -75,7 +103,7 @@ class SampledBatch:
 
 
 def dynamic_sampling(
-    sampler: PromptSampler,
+    sampler: PromptSampler | MixedSampler,
     roll_out: Callable[[list[tuple[int, Prompt]]], list[Group]],
     section: Rl,
     multiple: int = 1,
@@ -97,11 +125,16 @@ def dynamic_sampling(
         share = max(len(kept), 1) / len(generated) if generated else 1.0
         count = min(section.prompts_per_step, math.ceil(missing / share))
         groups = roll_out(sampler.take(-(-count // multiple) * multiple))
-        rewards = torch.tensor([[reward.total for reward in group.rewards] for group in groups]).double()
-        advantages, varied = group_advantages(rewards)
-        for group, row in zip(groups, advantages.tolist(), strict=True):
-            group.advantages = row
         generated += groups
-        kept += [group for group, keep in zip(groups, varied.tolist(), strict=True) if keep]
+        kept += [group for group in groups if _varies(group)]
         rounds += 1
     return SampledBatch(kept[: section.prompts_per_step], generated, rounds)
+
+
+def _varies(group: Group) -> bool:
+    """Fill in the advantages of the responses that were judged; whether there is anything in them."""
+    if not group.rewards:
+        return False
+    advantages, varied = group_advantages(torch.tensor([[reward.total for reward in group.rewards]]).double())
+    group.advantages = advantages[0].tolist()
+    return bool(varied[0])

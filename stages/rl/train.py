@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from m1.model.decoder import Decoder
 from m1.stage import StageContext, StageResult
-from m1.tokenizer import load_tokenizer
+from m1.tokenizer import Tokenizer, load_tokenizer
 from m1.training import loop, parallel
 from m1.training.saving import Saver
 from m1.training.stopping import StopRequested
 from m1.training.trainer import Trainer
 from stages.evaluate.pass_rate import accuracy_by_task, evaluate_prompts
-from stages.evaluate.prompts import first_of_each_task, read_prompts
+from stages.evaluate.prompts import first_of_each_task, open_swe, read_prompts
 from stages.rl import report
 from stages.rl.checks import check
-from stages.rl.rollouts import RolloutWorker, rollout_metrics, write_rollouts
-from stages.rl.sampling import PromptSampler, dynamic_sampling
+from stages.rl.rollouts import RolloutWorker, rollout_metrics, swe_metrics, write_rollouts
+from stages.rl.sampling import MixedSampler, PromptSampler, dynamic_sampling
 from stages.rl.solve_rate import drop_easy_prompts
 from stages.rl.updates import add_old_logprobs, plan_updates, update
 from stages.rl.windows import WindowSchedule
+
+if TYPE_CHECKING:
+    from stages.evaluate.swe import Swe
 
 #: Periodic held-out check: samples per prompt and the report's decoding (§6).
 HELDOUT = {"samples": 4, "temperature": 1.0, "top_p": 0.95}
@@ -31,9 +35,18 @@ def run(context: StageContext) -> StageResult:
     A checkpoint keeps the step, the prompts' cursor, the windows' schedule and what was measured; learning rate and
     random numbers of the rollouts are functions of them. SIGTERM abandons rollouts; the state is that before the step.
     """
-    settings, section = context.profile, context.section
-    check(context.stage, settings)
+    check(context.stage, context.profile)
     loop.start(context)
+    tokenizer = load_tokenizer(context.data["tokenizer"])
+    with open_swe(context, "train", tokenizer) as (swe, said):
+        result = _train(context, tokenizer, swe, said)
+    parallel.shutdown()
+    return result
+
+
+def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: list[str]) -> StageResult:
+    """The stage itself; `said` goes into the report."""
+    settings, section = context.profile, context.section
     trainer = Trainer(
         settings.model,
         settings.parallel,
@@ -45,10 +58,10 @@ def run(context: StageContext) -> StageResult:
     state = saver.resume()
     if state is None:
         trainer.load(context.parent_checkpoint(), optimizer=False)
-        state = {"step": 0, "cursor": 0, "schedule": None, "notes": [], "heldout": []}
+        state = {"step": 0, "cursor": 0, "schedule": None, "notes": list(said), "heldout": []}
     decoder = Decoder(trainer.model)
-    tokenizer = load_tokenizer(context.data["tokenizer"])
-    worker = RolloutWorker(decoder, tokenizer, section, f"{settings.seed}/{context.stage}", saver.stop)
+    sandbox = swe.judge if swe else None
+    worker = RolloutWorker(decoder, tokenizer, section, f"{settings.seed}/{context.stage}", saver.stop, sandbox)
     prompts = read_prompts(context.data["synthesize"] / "train.jsonl", tokenizer, section.max_prompt_length)
     heldout = first_of_each_task(
         read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.evaluate_prompts_per_task
@@ -77,11 +90,15 @@ def run(context: StageContext) -> StageResult:
         if section.max_solve_rate is not None:
             easy = context.output / "solve_rate.json"
             prompts, sentence = drop_easy_prompts(worker, prompts, section, settings.seed, easy)
-            state["notes"] = state["notes"] or [sentence]
+            if sentence not in state["notes"]:
+                state["notes"].append(sentence)
         measure_if_due()
     except StopRequested:
         saver.leave(state)
-    sampler = PromptSampler(prompts, settings.seed, state["cursor"])
+    sampler: PromptSampler | MixedSampler = PromptSampler(prompts, settings.seed, state["cursor"])
+    if swe is not None:
+        pools = PromptSampler(prompts, settings.seed), PromptSampler(swe.prompts, settings.seed)
+        sampler = MixedSampler(*pools, section.swe.share, state["cursor"])
     schedule = WindowSchedule(section.windows, section.advance)
     if state["schedule"]:
         schedule.restore(state["schedule"])
@@ -112,12 +129,17 @@ def run(context: StageContext) -> StageResult:
         trained = update(trainer, plan, section, learning_rate)
         metrics = {
             **rollout_metrics(batch),
+            **(swe_metrics(batch) if swe else {}),
             **agreement.metrics,
             **trained,
             "rl/window": schedule.window,
             "rl/learning_rate": learning_rate,
         }
         metrics |= _speed(metrics, rolled_out - started, time.perf_counter() - rolled_out)
+        if unjudged := [reason for group in batch.generated for reason in group.unjudged]:
+            state["notes"].append(
+                f"step {step + 1}: the sandbox failed on {len(unjudged)} answers, which were left out: {unjudged[0]}"
+            )
         if not trained:
             state["notes"].append(f"step {step + 1}: no group had variance in its rewards, nothing was trained")
         moved = schedule.update(metrics["rl/perplexity"], metrics["rl/response_length_p99"])
@@ -140,7 +162,7 @@ def run(context: StageContext) -> StageResult:
 
     saved = saver.finish(state)
     (_, before), (_, after) = state["heldout"][0], state["heldout"][-1]
-    result = context.finish(
+    return context.finish(
         checkpoint=saved,
         key_metric="heldout pass@1",
         before=before["mean"],
@@ -149,8 +171,6 @@ def run(context: StageContext) -> StageResult:
         figures=report.draw(context, before, after, pairs),
         notes=state["notes"],
     )
-    parallel.shutdown()
-    return result
 
 
 def _speed(metrics: dict[str, float], rollout_seconds: float, update_seconds: float) -> dict[str, float]:

@@ -33,9 +33,9 @@ def run(settings: Profile, output: Path) -> dict[str, Any]:
         write_rows(output / f"{split}.jsonl", [row(problem, with_response=False) for problem in problems])
         summary[split] = {"rows": len(problems), "by_task_and_difficulty": tally(problems)}
     if section.swe is not None:
-        from stages.synthesize.swe import write_swe  # only this part needs the sandbox's packages
+        from stages.synthesize.swe import make_swe  # only this part needs the sandbox's packages
 
-        summary["swe"] = write_swe(settings, section.swe, output)
+        summary |= make_swe(settings, section.swe, output)
     return summary
 
 

@@ -13,7 +13,8 @@ import yaml
 
 from flows import plan as planning
 from infra import dvc
-from m1.errors import UsageError
+from infra.sandbox import engine
+from m1.errors import ServiceError, UsageError
 from m1.profile import DATA_STAGES, TRAINING_STAGES, Profile
 from m1.stage import StageResult, load_result, resolve, write_json, write_request
 
@@ -134,6 +135,44 @@ def test_reasons_tell_code_data_seed_and_upstream_apart(checkout: Path, clock: l
     again = reason("sft", planning.load_profile("scratch", overrides={"sft.epochs": 3.0}), upstream=pretrained)
     assert "profile: sft.epochs 1.0 -> 3.0; upstream: starts from runs/scratch/pretrain/" in again
     assert "code" not in again
+
+
+def test_starting_an_engine_makes_up_for_what_was_left_out(
+    checkout: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: list[ServiceError | None] = [ServiceError("no Docker engine answers", "Start one.")]
+    monkeypatch.setattr(engine, "missing", lambda: missing[0])
+    asked = {"share": 0.5, "max_prompt_length": 600}
+    wishes = {"synthesize__swe": {"faults_per_package": 2, "question_length": 500}, "rl_40k__swe": asked}
+    scratch.write_profile(checkout, **wishes)
+    make_data(checkout)
+    dvc.ensure_profile("scratch")
+    summary = checkout / "data" / "scratch" / "synthesize" / "summary.json"
+    write_json(summary, {"swe": {"left_out": 1}})
+    settings = planning.load_profile("scratch")
+
+    def row(stage: str, settings: Profile = settings) -> planning.Row:
+        return planning.plan(settings, only=[stage])[0]
+
+    assert planning.NO_ENGINE in row("synthesize").inputs and "engine answers" not in row("synthesize").reason
+    assert execute(settings, clock) == AFTER_DATA and execute(settings, clock) == []
+    assert planning.NO_ENGINE in row("rl-40k").inputs and planning.NO_ENGINE not in row("rl-80k").inputs
+
+    missing[0] = None
+    assert "an engine answers now: the software-engineering tasks were left out" in row("synthesize").reason
+    assert row("rl-40k").reason == "sandbox: an engine answers now" and planning.NO_ENGINE not in row("rl-40k").inputs
+    assert execute(settings, clock) == ["rl-40k", "rl-80k", "evaluate", "export"]
+    write_json(summary, {"swe": {"rows": {"train": 6}}})
+    assert planning.left_out(settings, "synthesize") == []
+
+    missing[0] = ServiceError("no Docker engine answers", "Start one.")
+    assert execute(settings, clock) == [], "what was done with an engine needs none any more"
+    strict = planning.load_profile("scratch", overrides={"rl-40k.train_steps": 3})
+    assert row("rl-40k", strict).action == "run"
+    scratch.write_profile(checkout, **wishes, synthesize__swe__when_no_engine="fail")
+    strict = planning.load_profile("scratch", overrides={"rl-40k.train_steps": 3})
+    with pytest.raises(ServiceError, match=r"rl-40k: no Docker engine answers, and .* fail\. Start one\."):
+        planning.plan(strict, only=["rl-40k"])
 
 
 def test_an_interrupted_stage_says_how_far_it_came(checkout: Path) -> None:
