@@ -143,7 +143,7 @@ class Ours:
             clock.wrap(trainer.config, "finalize_model_grads_func", "communication: gradients"),
             clock.wrap(trainer.optimizer, "prepare_grads", "Megatron: gradient buffers"),
             clock.wrap(trainer.optimizer, "get_grad_norm", "gradient norm"),
-            clock.wrap(trainer.optimizer, "step", "optimizer"),
+            clock.wrap(trainer, "_update", "optimizer"),
         ]
 
         def stop() -> None:

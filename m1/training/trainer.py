@@ -169,11 +169,20 @@ class Trainer:
                 f"the gradient norm is {norm}, the weights were not changed",
                 "Lower the learning rate or the gradient clip, and rerun: it continues from the last checkpoint.",
             )
-        self.optimizer.step()
+        self._update(norm)
         self.tokens_seen += sums.pop("inputs", 0.0)
         metrics = _per_token(sums)
         metrics |= {"grad_norm": norm, "tokens_seen": self.tokens_seen}
         return {**metrics, **self.routing.end_step()}
+
+    def _update(self, norm: float) -> None:
+        """Clip and move the weights. Megatron's own `optimizer.step` would prepare gradients and take the norm again."""
+        from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+        for part in self.optimizer.chained_optimizers:
+            if part.config.clip_grad > 0 and not part.is_stub_optimizer:
+                clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm)
+        self.optimizer.step_with_ready_grads()
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch], loss_function: LossFunction = language_model_loss) -> dict[str, float]:
