@@ -31,8 +31,10 @@ ENVIRONMENT = {
     "TMPDIR": "/tmp",
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # Names of tests may depend on it (parameters out of a set), and a test must be found again by its name.
+    "PYTHONHASHSEED": "0",
 }
-_PYTHON = ["python3", "-I"]
+_PYTHON = ["python3", "-P", "-s"]  # as -I, but for the variables above
 
 
 class Unusable(Exception):

@@ -57,7 +57,7 @@ class Job:
         files: path relative to the work area -> content; text is encoded as UTF-8.
         command: run in the work area as an unprivileged user; standard input is empty.
         read_back: files to hand back, relative to the work area; regular files only, no symlink is followed.
-        environment: in addition to PATH, HOME, TMPDIR, LANG and PYTHONDONTWRITEBYTECODE.
+        environment: in addition to PATH, HOME, TMPDIR, LANG, PYTHONDONTWRITEBYTECODE and PYTHONHASHSEED.
         protected: those of `files` that the command can read, and neither change, replace nor remove.
 
     Raises:

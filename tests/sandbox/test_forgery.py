@@ -151,6 +151,16 @@ class Case(unittest.TestCase):
 """
 
 
+def test_names_of_tests_are_the_same_in_every_container(sandbox: Sandbox) -> None:
+    words = [f"word{i}" for i in range(12)]
+    body = f"import pytest\n@pytest.mark.parametrize('word', {{*{words}}})\ndef test_one(word): pass\n"
+    body += (
+        "@pytest.mark.parametrize('number', list(enumerate(set('abcdefgh'))), ids=str)\ndef test_two(number): pass\n"
+    )
+    first, second = (run_tests(sandbox, {"test_named.py": body}, None, SMALL).outcomes for _ in range(2))
+    assert len(first) == 20 and first == second
+
+
 def test_outcomes_agree_with_pytest(sandbox: Sandbox, tmp_path: Path) -> None:
     """The oracle is pytest's own JUnit report of a bare run."""
     (tmp_path / "test_kinds.py").write_text(MANY_KINDS)
