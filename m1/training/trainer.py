@@ -176,7 +176,7 @@ class Trainer:
         return {**metrics, **self.routing.end_step()}
 
     def _update(self, norm: float) -> None:
-        """Clip and move the weights. Megatron's own `optimizer.step` would prepare gradients and take the norm again."""
+        """Clip and move the weights; Megatron's `optimizer.step` would prepare gradients and take their norm again."""
         from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
         for part in self.optimizer.chained_optimizers:
