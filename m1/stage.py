@@ -552,7 +552,7 @@ def main(run: Callable[[StageContext], StageResult], argv: list[str] | None = No
         launch.run_stage(request, force=options.force)
     except M1Error as error:
         if not isinstance(error, Checkpointed) or os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            sys.stderr.write(f"error: {error}\n")  # in one piece: another rank may be saying the same
         raise SystemExit(error.exit_code) from None
 
 

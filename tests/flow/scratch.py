@@ -42,7 +42,7 @@ def run(context):
     if "crash" in how:
         raise RuntimeError(how["crash"])
     rank = int(os.environ.get("RANK", "0"))
-    print(f"{context.stage} rank {rank} pid {os.getpid()}", flush=True)
+    sys.stdout.write(f"{context.stage} rank {rank} pid {os.getpid()}\\n")  # in one piece: print sends the end apart
     folder = context.output / "checkpoint"
     state = folder / "state.json"
     first = json.loads(state.read_text())["step"] if state.exists() else 0
