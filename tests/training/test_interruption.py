@@ -98,7 +98,16 @@ def newest_step(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def interrupted(tokens, state, tmp_path_factory):
+def plain_sigterm():
+    """A stage that another test ran here, to an error, may have left its handler, which the launcher respects."""
+    descriptor, handler = signal.set_wakeup_fd(-1), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    signal.set_wakeup_fd(descriptor)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tokens, state, plain_sigterm, tmp_path_factory):
     """One run that never stopped, and one that was killed, damaged, and stopped twice on its way."""
     root = tmp_path_factory.mktemp("runs")
     story: dict[str, object] = {"whole": root / "whole", "stopped": root / "stopped"}
