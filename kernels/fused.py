@@ -38,7 +38,7 @@ class _SwiGLU(ctypes.Structure):
 
 class _CrossEntropy(ctypes.Structure):
     _fields_ = [
-        ("logits", _POINTER), ("stride", _INT), ("labels", _POINTER), ("logprobs", _POINTER), ("normaliser", _POINTER),
+        ("logits", _POINTER), ("labels", _POINTER), ("logprobs", _POINTER), ("normaliser", _POINTER),
         ("grad", _POINTER), ("grad_logits", _POINTER), ("rows", _INT), ("width", _INT), ("threads", _INT),
     ]  # fmt: skip
 
@@ -259,7 +259,7 @@ class _LabelLogprobs(torch.autograd.Function):
         logprobs = logits.new_empty(labels.shape)
         normaliser = logits.new_empty(2 * rows)
         _call(
-            "cross_entropy_forward", _CrossEntropy, logits=logits, stride=width, labels=labels,
+            "cross_entropy_forward", _CrossEntropy, logits=logits, labels=labels,
             logprobs=logprobs, normaliser=normaliser, rows=rows, width=width,
         )  # fmt: skip
         ctx.save_for_backward(logits, labels, normaliser)
@@ -271,7 +271,7 @@ class _LabelLogprobs(torch.autograd.Function):
         logits, labels, normaliser = ctx.saved_tensors
         width, grad_logits = logits.shape[-1], torch.empty_like(logits)
         _call(
-            "cross_entropy_backward", _CrossEntropy, logits=logits, stride=width, labels=labels,
+            "cross_entropy_backward", _CrossEntropy, logits=logits, labels=labels,
             normaliser=normaliser, grad=grad.contiguous(), grad_logits=grad_logits, rows=labels.numel(), width=width,
         )  # fmt: skip
         return grad_logits, None

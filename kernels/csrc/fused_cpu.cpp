@@ -151,7 +151,6 @@ void swiglu_row_backward(const SwiGLU& c, int64_t row) {
 
 struct CrossEntropy {
   const float* logits;
-  int64_t stride;          // between rows of the logits and of their gradient
   const int64_t* labels;
   float *logprobs, *normaliser;  // normaliser[row]: its largest logit, log sum exp of its logits less that one
   const float* grad;       // of the log-probabilities
@@ -160,7 +159,7 @@ struct CrossEntropy {
 };
 
 void cross_entropy_row(const CrossEntropy& c, int64_t row) {
-  const float* x = c.logits + row * c.stride;
+  const float* x = c.logits + row * c.width;
   vec largest = vec{} - INFINITY;
   for (int64_t j = 0; j < c.width; j += VL) {
     const vec v = get(x + j, c.width - j, -INFINITY);
@@ -181,9 +180,9 @@ void cross_entropy_row(const CrossEntropy& c, int64_t row) {
 }
 
 void cross_entropy_row_backward(const CrossEntropy& c, int64_t row) {
-  const float *x = c.logits + row * c.stride, grad = c.grad[row];
+  const float *x = c.logits + row * c.width, grad = c.grad[row];
   const float most = c.normaliser[2 * row], log_sum = c.normaliser[2 * row + 1];
-  float* out = c.grad_logits + row * c.stride;
+  float* out = c.grad_logits + row * c.width;
   for (int64_t j = 0; j < c.width; j += VL) {
     const int64_t n = c.width - j;
     put(out + j, -grad * exponential(get(x + j, n) - most - log_sum), n);

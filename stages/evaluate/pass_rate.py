@@ -47,6 +47,18 @@ class Accuracy:
         return max(0.0, self.value - half), min(1.0, self.value + half)
 
 
+def sample(
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Prompt], samples: int, seed: str, **how: Any
+) -> list[list[Rollout]]:
+    """`samples` responses to each prompt; their random numbers follow from the seed, the prompt's id and the index.
+
+    Args:
+        how: max_new_tokens, temperature, top_p, stop of `generate`.
+    """
+    seeds = [[row_seed(seed, prompt.row["id"], i) for i in range(samples)] for prompt in prompts]
+    return generate(decoder, [prompt.tokens for prompt in prompts], eos_id=tokenizer.eos_id, seeds=seeds, **how)
+
+
 def evaluate_prompts(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -71,16 +83,10 @@ def evaluate_prompts(
         StopRequested: on every rank.
     """
     mine = share_of_rank(prompts)
-    responses = generate(
-        decoder,
-        [prompt.tokens for prompt in mine],
-        max_new_tokens=max_new_tokens,
-        eos_id=tokenizer.eos_id,
-        seeds=[[row_seed(seed, prompt.row["id"], i) for i in range(samples)] for prompt in mine],
-        temperature=temperature,
-        top_p=top_p,
-        stop=stop,
-    )
+    responses = sample(
+        decoder, tokenizer, mine, samples, seed,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
+    )  # fmt: skip
     answered = []
     for prompt, rollouts in zip(mine, responses, strict=True):
         texts = [tokenizer.decode(rollout.tokens) for rollout in rollouts]

@@ -20,12 +20,13 @@ from infra.sandbox import Limits, Sandbox
 from infra.sandbox.images import build_environment
 from m1 import chat
 from m1.errors import M1Error, UsageError
-from m1.generation import Rollout, gather_shares, generate, row_seed, share_of_rank
+from m1.generation import Rollout, gather_shares, share_of_rank
 from m1.model.decoder import Decoder
 from m1.profile import SwePrompts
 from m1.stage import StageContext
 from m1.tokenizer import Tokenizer
 from m1.training.stopping import StopRequest, StopRequested
+from stages.evaluate.pass_rate import sample
 from stages.evaluate.prompts import Prompt, read_prompts
 from stages.swe.reward import LIMITS, End, judge
 from stages.swe.tasks import TaskSet
@@ -153,15 +154,10 @@ class Swe:
     ) -> list[Answered]:
         """Sample and judge responses; the data-parallel ranks share the prompts and all return all, in order."""
         mine = share_of_rank(prompts)
-        responses = generate(
-            decoder,
-            [prompt.tokens for prompt in mine],
-            max_new_tokens=max_new_tokens,
-            eos_id=tokenizer.eos_id,
-            seeds=[[row_seed(seed, prompt.row["id"], i) for i in range(samples)] for prompt in mine],
-            temperature=temperature,
-            top_p=top_p,
-        )
+        responses = sample(
+            decoder, tokenizer, mine, samples, seed,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        )  # fmt: skip
         texts = [[tokenizer.decode(rollout.tokens) for rollout in rollouts] for rollouts in responses]
         pairs = [(prompt.row, text) for prompt, group in zip(mine, texts, strict=True) for text in group]
         verdicts = iter(self.judge.judge(pairs))
