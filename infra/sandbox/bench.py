@@ -5,7 +5,8 @@ A table for people goes to stderr, one JSON object per case to stdout:
 Ours and the peer run in turn within every repeat; `ratio` is the median of the ratios of the repeats, `spread` their
 range. The job is a pytest run of three small tests.
 
-- throughput: warm pool against a container made for each job, two workers each;
+- throughput: warm pool against a container made for each job, two workers each, so that no core is ever idle;
+- latency: the same two, one job at a time: how long it waits where there is time to make containers between jobs;
 - latency: one run in a warm container against pytest started bare on this machine, without any isolation;
 - latency of a command: an empty Python program in a warm container and bare: the fixed cost of a job.
 """
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         ServiceError: no engine, no image, or a job that does not pass.
     """
     parser = argparse.ArgumentParser(prog="m1 bench sandbox", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer jobs and repeats, under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer jobs and repeats, about a minute")
     parser.add_argument("--image", help="environment with pytest; default the newest")
     parser.add_argument("--runtime", help="runtime class: runc, runsc, kata, ...")
     options = parser.parse_args(arguments)
@@ -61,11 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
             (Path(folder) / path).parent.mkdir(exist_ok=True)
             (Path(folder) / path).write_text(str(content))
         _test(warm)
-        pairs = [(_rate(warm, jobs), _rate(cold, jobs)) for _ in range(repeats)]
+        pairs = _in_turn(repeats, lambda: _rate(warm, jobs), lambda: _rate(cold, jobs))
         _report("short test run, 2 workers", "throughput", "jobs/s", pairs, "container per job", larger=True)
-        pairs = [(_time(lambda: _test(warm)), _time(lambda: _bare(folder))) for _ in range(2 * repeats)]
+        pairs = _in_turn(2 * repeats, lambda: _time(lambda: _test(warm)), lambda: _time(lambda: _test(cold)))
+        _report("short test run", "latency", "s", pairs, "container per job", larger=False)
+        pairs = _in_turn(2 * repeats, lambda: _time(lambda: _test(warm)), lambda: _time(lambda: _bare(folder)))
         _report("short test run", "latency", "s", pairs, "bare pytest", larger=False)
-        pairs = [(_time(lambda: _empty(warm)), _time(lambda: _bare_empty())) for _ in range(2 * repeats)]
+        pairs = _in_turn(2 * repeats, lambda: _time(lambda: _empty(warm)), lambda: _time(_bare_empty))
         _report("empty Python program", "latency", "s", pairs, "bare process", larger=False)
 
 
@@ -97,6 +100,14 @@ def _bare(folder: str) -> None:
 
 def _bare_empty() -> None:
     subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
+
+
+def _in_turn(repeats: int, ours: Callable[[], float], peer: Callable[[], float]) -> list[tuple[float, float]]:
+    pairs = []
+    for repeat in range(1, repeats + 1):
+        pairs.append((ours(), peer()))
+        print(f"  {repeat} of {repeats}: {pairs[-1][0]:.3f} against {pairs[-1][1]:.3f}", file=sys.stderr, flush=True)
+    return pairs
 
 
 def _time(work: Callable[[], None]) -> float:

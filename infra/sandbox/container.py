@@ -23,6 +23,9 @@ from m1.errors import ServiceError
 WORK = "/work"
 #: The keeper's user and the job's; neither has a capability.
 KEEPER_USER, JOB_USER = "1001:1001", "1000:1000"
+#: Where an image has the compiled files of its own Python sources, as Python lays them out below a cache prefix. The
+#: root is read-only: compiled files from elsewhere are not looked for, and cannot stand in for a source.
+COMPILED = "/opt/m1-compiled"
 #: Seconds for what only our own programs do: starting, laying in files, accounting.
 PATIENCE = 120.0
 ENVIRONMENT = {
@@ -31,6 +34,7 @@ ENVIRONMENT = {
     "TMPDIR": "/tmp",
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPYCACHEPREFIX": COMPILED,
     # Names of tests may depend on it (parameters out of a set), and a test must be found again by its name.
     "PYTHONHASHSEED": "0",
 }

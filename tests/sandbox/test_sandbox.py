@@ -50,8 +50,22 @@ def test_standard_input_is_empty_and_environment_is_not_ours(sandbox: Sandbox) -
         result = sandbox.run(python("import os, sys; print(repr(sys.stdin.read()), sorted(os.environ))"))
     finally:
         del os.environ["M1_TEST_SECRET"]
-    ours = ["HOME", "LANG", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "TMPDIR"]
+    ours = ["HOME", "LANG", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONPYCACHEPREFIX", "TMPDIR"]
     assert result.output == f"'' {ours}\n"
+
+
+def test_image_holds_compiled_files_that_a_job_cannot_change(sandbox: Sandbox) -> None:
+    code = """
+import json, os, pytest
+for module in (json, pytest):
+    print(os.path.isfile(module.__cached__))
+    try:
+        open(module.__cached__, "ab")
+    except OSError as error:
+        print(error.strerror)
+"""
+    result = sandbox.run(python(code))
+    assert result.output == "True\nPermission denied\n" * 2
 
 
 def test_signal_is_told_from_exit(sandbox: Sandbox) -> None:

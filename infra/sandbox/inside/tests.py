@@ -17,6 +17,8 @@ from _pytest.assertion.rewrite import AssertionRewritingHook
 from _pytest.config import builtin_plugins
 
 WORK = "/work"
+#: As in infra/sandbox/container.py, which this file cannot import; not read from the environment, which a job may set.
+COMPILED = "/opt/m1-compiled"
 #: Packages whose functions and classes must be the same at the end as before the code under test came.
 TRUSTED = ("pytest", "_pytest", "pluggy", "iniconfig", "unittest", "builtins", "json", "hmac", "__main__")
 #: Modules that decide about an outcome: looked at after every test.
@@ -259,9 +261,9 @@ def judge(phases):
 def run(spec, control):
     """Run the tests of `spec` in this process; returns pytest's exit code."""
     sys.path[:0] = [path for path in (WORK, WORK + "/src") if os.path.isdir(path)]
-    # Nobody's compiled files stand in for the sources: neither Python nor pytest finds a cache here.
+    # Nobody's compiled files stand in for the sources: Python and pytest find the image's own, and no others.
     sys.dont_write_bytecode = True
-    sys.pycache_prefix = "/nowhere"
+    sys.pycache_prefix = COMPILED
     sys.argv[:] = ["pytest"]
     send = make_line(bytes.fromhex(spec.pop("secret")), control)
     wanted = None if spec["tests"] is None else set(spec["tests"])

@@ -8,10 +8,12 @@ Runs inside the sandbox and imports nothing of this project. It reads `m1_batch.
 
 Each run has a fresh copy of the tree `m1_base`, and all that it started is killed at its end. What the probe found is
 `m1_result_<number>.json`; for a run that ended without it, how it ended and the end of its output. Compiled files of
-what is the same in all trees are shared; a changed file has a time of its own, so that none made of another is taken.
+what is the same in all trees are shared, as are those that the image has; a changed file has a time of its own, so that
+none made of another is taken.
 """
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ import _pytest.config
 import pytest
 
 HERE = os.getcwd()
+COMPILED = os.path.join(HERE, "m1_compiled")
 TREE = os.path.join(HERE, "m1_tree")
 OUTPUT = os.path.join(HERE, "m1_output")
 
@@ -57,13 +60,21 @@ def become(run):
         sys.path[:] = [TREE, *folders, *sys.path[1:], HERE]
         os.environ["PYTHONPATH"] = os.pathsep.join(folders)
         sys.dont_write_bytecode = False
-        sys.pycache_prefix = os.path.join(HERE, "m1_compiled")
+        sys.pycache_prefix = COMPILED
         sys.argv[:] = ["pytest", *run["arguments"]]
         code = int(pytest.main(run["arguments"]))
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def share_compiled():
+    """What the image has compiled is found below the prefix of the runs, too."""
+    os.mkdir(COMPILED)
+    images = sys.pycache_prefix
+    for name in os.listdir(images) if images and os.path.isdir(images) else ():
+        os.symlink(os.path.join(images, name), os.path.join(COMPILED, name))
 
 
 def wait(process, seconds):
@@ -101,6 +112,8 @@ def main():
             __import__(f"_pytest.{name}")
     with open("m1_batch.json") as file:
         runs = json.load(file)
+    share_compiled()
+    gc.freeze()  # what is here before the forks is never looked through again by any of them
     for number, run in enumerate(runs):
         lay(number, run["changed"])
         process = os.fork()
