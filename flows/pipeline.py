@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from m1 import paths
 from m1.errors import Checkpointed, Interrupted, M1Error, ServiceError
 from m1.profile import DATA_STAGES, TRAINING_STAGES, Profile
 from m1.stage import StageRequest, StageResult, load_result, resolve
-from m1.tracking import Tracker
+from m1.tracking import Tracker, records
 
 #: Seconds without an answer after which a server counts as gone when its process is gone, too.
 _DEAD_PATIENCE = 5.0
@@ -229,7 +229,14 @@ def _data_stage(run: Run, stage: str) -> dict[str, Any]:
         result = launch.run_data_stage(run.settings, stage, on_line=_logger(), on_tick=_Watch().tick)
         run.data_changed = True
         tracked.finish_data(stage, run.settings)
-    return {**summary, "status": "ran", "seconds": result.seconds, "output": f"data/{name}/{stage}"}
+    said = records.summary(paths.data_dir(name, stage)).get("notes", [])
+    return {
+        **summary,
+        "status": "ran",
+        "seconds": result.seconds,
+        "output": f"data/{name}/{stage}",
+        "left_out": _left_out(said),
+    }
 
 
 def _run_stage(run: Run, stage: str) -> dict[str, Any]:
@@ -262,7 +269,13 @@ def _run_stage(run: Run, stage: str) -> dict[str, Any]:
         "after": result.after,
         "output": str(output.relative_to(paths.ROOT)),
         "checkpoint": result.checkpoint,
+        "left_out": _left_out(result.notes),
     }
+
+
+def _left_out(notes: Sequence[str]) -> list[str]:
+    """Of a stage's notes, those on a part that it could not do."""
+    return [note for note in notes if ": skipped: " in note]
 
 
 def _execute(run: Run, request: StageRequest, tracked: Any) -> tuple[StageResult, float]:

@@ -110,7 +110,8 @@ def build_environment(name: str, requirements: list[str], base: str | None = Non
 
     Args:
         requirements: "name==version" each; what they need in turn is resolved and listed in the image.
-        base: tag of a base; None for the newest, or one from debootstrap if there is none.
+        base: tag of a base; None for the newest, or if there is none a copy of this Python, which needs neither root
+            nor a mirror.
 
     Raises:
         UsageError: a name or a requirement is not of its form.
@@ -122,7 +123,7 @@ def build_environment(name: str, requirements: list[str], base: str | None = Non
         if not _PINNED.fullmatch(requirement):
             raise UsageError(f"requirement {requirement!r} is not pinned", "Write name==version.")
     bases = [image.tag for image in list_images() if image.tag.startswith(f"{BASE}:")]
-    base = base or (bases[0] if bases else build_base())
+    base = base or (bases[0] if bases else build_base("host-python"))
     found = _find(base)
     if found is None:
         raise ServiceError(f"the engine has no base image {base!r}", "Build it with `m1 sandbox build`.")

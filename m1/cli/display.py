@@ -90,9 +90,10 @@ class Display:
 
 
 def _result(event: dict[str, Any]) -> tuple[str, str]:
+    remark = "; ".join(event.get("left_out", []))
     if event.get("key_metric") and event.get("after") is not None:
-        return f"{event['key_metric']} {number(event.get('before'))} -> {number(event['after'])}", ""
-    return "", ""
+        return f"{event['key_metric']} {number(event.get('before'))} -> {number(event['after'])}", remark
+    return "", remark
 
 
 def _line(event: dict[str, Any]) -> str | None:
@@ -106,7 +107,8 @@ def _line(event: dict[str, Any]) -> str | None:
     if kind == "stage ended" and event["status"] == "failed":
         return f"{clock} {event['stage']:<18} failed after {event['seconds']:.1f} s"
     if kind == "stage ended":
-        return f"{clock} {event['stage']:<18} {event['seconds']:.1f} s  {_result(event)[0]}"
+        shown = "  ".join(filter(None, _result(event)))
+        return f"{clock} {event['stage']:<18} {event['seconds']:.1f} s  {shown}"
     if kind == "stage running":
         return f"{clock} {event['stage']:<18} runs: {event['reason']}"
     if kind == "stage killed":

@@ -229,6 +229,9 @@ def _report(watched: Watched, services_seconds: float, url: str | None) -> None:
     summary = watched.summary
     if summary:
         Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200).print(summary_table(summary))
+        for row in summary:
+            for part in row.get("left_out", []):
+                print(f"{row['stage']}: {part}")
     wall = time.time() - watched.started
     own = sum(row["seconds"] for row in summary)
     # What a stage measures itself begins after its imports; the difference is the start of its processes.

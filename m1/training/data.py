@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,13 @@ def share(items: list, rank: int, ranks: int) -> list:
     return items[rank::ranks]
 
 
+def deal(items: list, rank: int, ranks: int) -> list:
+    """As `share`, but back and forth over the ranks: of items in order of length none gets the longer of every pair."""
+    rounds = (items[start : start + ranks] for start in range(0, len(items), ranks))
+    places = (rank if number % 2 == 0 else ranks - 1 - rank for number in itertools.count())
+    return [items[place] for items, place in zip(rounds, places) if place < len(items)]
+
+
 def sample_batches(
     samples: list[Sample], micro_batch_size: int, rank: int, ranks: int, *, packed: bool = False
 ) -> list[Batch]:
@@ -106,9 +114,9 @@ def sample_batches(
     """
     by_length = sorted(samples, key=lambda sample: len(sample.ids))
     if packed:
-        groups = _cut(share(by_length, rank, ranks), micro_batch_size)
+        groups = _cut(deal(by_length, rank, ranks), micro_batch_size)
     else:
-        groups = share(_cut(by_length, micro_batch_size), rank, ranks)
+        groups = deal(_cut(by_length, micro_batch_size), rank, ranks)
     make = packed_batch if packed else padded_batch
     return [make([s.ids for s in group], [s.response_start for s in group]) for group in groups]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from m1.profile import Rl
 from m1.training.batch import Batch, padded_batch
+from m1.training.data import deal
 from m1.training.trainer import Trainer
 from stages.rl.objectives import OBJECTIVES
 from stages.rl.sampling import Group
@@ -35,7 +36,7 @@ def plan_updates(groups: Sequence[Group], section: Rl, *, seed: str, rank: int, 
     for update in range(count):
         part = responses[update * len(responses) // count : (update + 1) * len(responses) // count]
         part.sort(key=lambda item: len(item[0].prompt.tokens) + len(item[0].rollouts[item[1]].tokens))
-        real = part[rank::ranks]
+        real = deal(part, rank, ranks)
         mine = real + part[:1] * (-(-len(part) // ranks) - len(real))
         pieces = -(-len(mine) // section.micro_batch_size)
         batches = []

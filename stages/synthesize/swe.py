@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.sandbox import Job, Kind, Sandbox
+from infra.sandbox.images import build_environment
 from m1 import chat, paths
+from m1.errors import ServiceError
 from m1.profile import Profile, SweTasks
 from m1.stage import engine_answers
 from m1.tokenizer import Tokenizer, load_tokenizer
@@ -21,15 +24,39 @@ LEFT_OUT = "swe: skipped: no engine; infra/sandbox/engine.sh starts one, and the
 
 
 def make_swe(settings: Profile, section: SweTasks, output: Path) -> dict[str, Any]:
-    """The stage's part of the summary: what `write_swe` says, or that there is no engine and nothing was written.
+    """The stage's part of the summary: what `write_swe` says, or why nothing was written.
 
     Raises:
-        UsageError, ServiceError: as `write_swe`; and no engine, where the profile does not want to go without.
+        UsageError, ServiceError: as `write_swe`; and no usable engine, where the profile does not want to go without.
     """
-    if _made(settings, section) or engine_answers("synthesize", settings):
+    reason = None
+    if not _made(settings, section):
+        if not engine_answers("synthesize", settings):
+            reason = LEFT_OUT
+        elif section.when_no_engine == "skip" and (fault := _fault_of_sandbox(settings, section)):
+            reason = f"swe: skipped: {fault}"
+    if reason is None:
         return {"swe": write_swe(settings, section, output)}
-    print(f"synthesize: {LEFT_OUT}", flush=True)
-    return {"swe": {"left_out": 1}, "notes": [LEFT_OUT]}
+    print(f"synthesize: {reason}", flush=True)
+    return {"swe": {"left_out": 1}, "notes": [reason]}
+
+
+def _fault_of_sandbox(settings: Profile, section: SweTasks) -> str | None:
+    """Why the engine that answers cannot make an image or run a job, before any work is done."""
+    spec, _, _ = _wanted(settings, section)
+    environments = {
+        origin.environment for origin in spec.origins if not section.packages or origin.name in section.packages
+    }
+    try:
+        for name in sorted(environments):
+            image = build_environment(name, spec.environments[name].requirements)
+            with Sandbox(image, warm=0, preload=False) as sandbox:
+                result = sandbox.run(Job({}, ["python3", "-c", ""]))
+            if result.kind is not Kind.OK:
+                return " ".join(result.message.split()) or f"a first job ended with {result.kind.name}"
+    except ServiceError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def write_swe(settings: Profile, section: SweTasks, output: Path) -> dict[str, Any]:

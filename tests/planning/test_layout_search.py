@@ -117,10 +117,10 @@ def test_rl_cost_by_hand():
     """Five forward passes for every token: rollout, old log-probabilities, and a training step of three."""
     from m1.arithmetic import forward_flops
 
-    part = FULL.rl_40k
     cost = work.rl_cost(FULL, "rl-40k", 20_000)
-    assert cost.tokens == 4000 * 512 * 16 * (20_000 + part.max_prompt_length)
-    assert cost.flops == pytest.approx(5 * forward_flops(FULL.model, cost.tokens, 20_000 + part.max_prompt_length))
+    prompt = 0.97 * 4096 + 0.03 * 17_408  # three prompts of a hundred are software-engineering tasks
+    assert cost.tokens == pytest.approx(4000 * 512 * 16 * (20_000 + prompt))
+    assert cost.flops == pytest.approx(5 * forward_flops(FULL.model, cost.tokens, 20_000 + prompt), rel=1e-4)
     assert work.rl_cost(FULL, "rl-40k").tokens > cost.tokens
     price = work.Price(peak_flops=1e15, mfu=0.5, rollout_mfu=0.1, dollars=2.0)
     assert cost.hours(price) == pytest.approx((cost.rollout_flops / 1e14 + cost.training_flops / 5e14) / 3600)

@@ -180,9 +180,9 @@ def test_the_synthesize_stage_writes_questions_with_right_answers(
     made: TaskSet, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = {"packages": [NAME], "faults_per_package": LIMIT, "question_length": 3000}
-    settings = profile.load("tiny", overrides={"seed": 0, "synthesize.swe": part})
+    settings = profile.load("tiny", overrides={"seed": 0, "synthesize.swe": part, "evaluate.swe": None})
     section = settings.synthesize.swe
-    assert section is not None and profile.load("tiny").synthesize.swe is None
+    assert section is not None
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "STATE", tmp_path / "state")
     folder = paths.data_dir("tiny", "tokenizer")

@@ -79,7 +79,7 @@ def test_each_run_sees_its_own_tree_and_nothing_of_the_others(sandbox: Sandbox) 
         (b"import made.missing", "collection"),
         (b"def double(x):\n    while True: pass", "hung"),
         (b"def double(x):\n    import os; os._exit(0)", "crash"),
-        (b"def double(x):\n    y = [0]\n    while True: y = y + y", "memory"),
+        (b"def double(x):\n    y = bytes(1)\n    while True: y = y + y", "memory"),
         (
             b"import os, signal\nif os.fork() == 0:\n    os.setsid()\n    signal.pause()\ndef double(x): return 9",
             "done",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,15 +68,21 @@ def test_impossible_wishes_are_refused_when_the_profile_is_read(changes: dict[st
         profile.load("smoke", overrides=changes)
 
 
-def test_the_lines_that_wait_in_tiny_are_right(tmp_path: Path) -> None:
+def test_the_line_that_waits_in_tiny_is_right(tmp_path: Path) -> None:
     text = (paths.PROFILES / "tiny.yaml").read_text()
-    assert text.count("  # swe: {") == 3
+    assert text.count("  # swe: {") == 1 and profile.load("tiny").rl_40k.swe is None
     (tmp_path / "tiny.yaml").write_text(text.replace("  # swe: {", "  swe: {"))
     settings = profile.load(str(tmp_path / "tiny.yaml"))
-    assert settings.synthesize.swe and settings.rl_40k.swe == settings.rl_80k.swe and settings.evaluate.swe
+    assert settings.rl_40k.swe is not None and settings.rl_40k.swe == settings.rl_80k.swe
+
+
+@pytest.mark.parametrize("name", ["tiny", "single-gpu", "m1-456b"])
+def test_there_is_something_to_train_on_and_something_held_out(name: str) -> None:
+    settings = profile.load(name)
+    assert settings.synthesize.swe and settings.evaluate.swe
     spec = sources.load(paths.DATA_SPECS / f"{settings.synthesize.swe.spec}.yaml")
     split = {origin.name: origin.split for origin in spec.origins}
-    assert {split[name] for name in settings.synthesize.swe.packages} == {"train", "heldout"}
+    assert {split[source] for source in settings.synthesize.swe.packages or split} == {"train", "heldout"}
 
 
 def test_engine_and_code_are_part_of_the_identity_only_where_asked_for() -> None:
@@ -490,6 +497,26 @@ def test_without_an_engine_the_set_is_left_out_in_so_many_words(
         make_swe(strict, strict.synthesize.swe, tmp_path)
 
 
+def test_an_image_that_cannot_be_made_is_no_reason_to_fail(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = (paths.DATA_SPECS / "swe.yaml").read_text()
+    assert "pytest==9.2.0" in spec
+    (tmp_path / "swe.yaml").write_text(spec.replace("pytest==9.2.0", "pytest==0.0.1"))
+    monkeypatch.setattr(paths, "DATA_SPECS", tmp_path)
+    monkeypatch.setattr(paths, "STATE", tmp_path / "state")
+    made = {**SMOKE, "synthesize.swe": {**MADE, "packages": ["inflection"]}}
+    settings = profile.load("smoke", overrides=made)
+    assert settings.synthesize.swe is not None
+    summary = make_swe(settings, settings.synthesize.swe, tmp_path / "output")
+    assert summary["swe"] == {"left_out": 1} and not (tmp_path / "output").exists()
+    assert re.fullmatch(r"swe: skipped: pip could not get .*pytest==0.0.1.*", summary["notes"][0])
+    strict = profile.load("smoke", overrides={**made, "synthesize.swe.when_no_engine": "fail"})
+    assert strict.synthesize.swe is not None
+    with pytest.raises(ServiceError, match="pip could not get"):
+        make_swe(strict, strict.synthesize.swe, tmp_path / "output")
+
+
 def test_without_an_engine_rl_and_evaluate_go_on_and_say_so(no_engine: None, world: Path) -> None:
     from stages.evaluate.run import run as evaluate
     from stages.rl.train import run as train
@@ -501,6 +528,18 @@ def test_without_an_engine_rl_and_evaluate_go_on_and_say_so(no_engine: None, wor
     result = evaluate(StageContext(request(world, "evaluate", "evaluated-without", False, parent="without", **short)))
     assert told in result.notes and not any(name.startswith("swe") for name in result.metrics)
     assert json.loads((world / "evaluated-without" / "swe.json").read_text()) == {"notes": [told], "checkpoints": {}}
+
+
+def test_what_was_left_out_stands_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.pipeline import _left_out
+    from m1.cli.display import Display
+
+    notes = ["synthesize: drawn", "swe: skipped: no engine; infra/sandbox/engine.sh starts one"]
+    ended = {"event": "stage ended", "time": 0.0, "stage": "synthesize", "status": "ran", "seconds": 1.25}
+    Display().show([{**ended, "left_out": _left_out(notes)}])
+    assert capsys.readouterr().out.endswith(
+        "synthesize         1.2 s  swe: skipped: no engine; infra/sandbox/engine.sh starts one\n"
+    )
 
 
 def test_an_engine_without_a_set_is_said_too(image: str, world: Path, tmp_path: Path) -> None:
