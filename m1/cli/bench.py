@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(help="Measure against what a user would take instead.", no_args_is_help=True)
 
-QuickOption = Annotated[bool, typer.Option("--quick", help="A smaller set, in under a minute.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="A smaller set, in about a minute.")]
 
 
 @app.command()
