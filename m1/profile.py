@@ -250,7 +250,8 @@ class SweTasks(Section):
     faults_per_package: int = Field(ge=1)
     question_length: int = Field(4096, ge=64, description="tokens; code is cut to what fits")
     when_no_engine: Literal["skip", "fail"] = Field(
-        "skip", description="where no usable Docker engine answers: every stage leaves its part out and says so, or fails"
+        "skip",
+        description="where no usable Docker engine answers: every stage leaves its part out and says so, or fails",
     )
 
 

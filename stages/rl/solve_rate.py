@@ -20,7 +20,7 @@ SAMPLES = 4
 
 
 def drop_easy_prompts(
-    worker: RolloutWorker, prompts: Sequence[Prompt], section: Rl, seed: int, file: Path
+    worker: RolloutWorker, prompts: Sequence[Prompt], section: Rl, seed: str, file: Path
 ) -> tuple[list[Prompt], str]:
     """The prompts that the present weights solve at a rate of at most `max_solve_rate`, and a sentence on it.
 

@@ -61,7 +61,8 @@ def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: l
         state = {"step": 0, "cursor": 0, "schedule": None, "notes": list(said), "heldout": []}
     decoder = Decoder(trainer.model)
     sandbox = swe.judge if swe else None
-    worker = RolloutWorker(decoder, tokenizer, section, f"{settings.seed}/{context.stage}", saver.stop, sandbox)
+    seed = f"{settings.seed}/{context.stage}"  # the second stage does not meet the prompts in the first's order again
+    worker = RolloutWorker(decoder, tokenizer, section, seed, saver.stop, sandbox)
     prompts = read_prompts(context.data["synthesize"] / "train.jsonl", tokenizer, section.max_prompt_length)
     heldout = first_of_each_task(
         read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.evaluate_prompts_per_task
@@ -89,15 +90,15 @@ def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: l
     try:
         if section.max_solve_rate is not None:
             easy = context.output / "solve_rate.json"
-            prompts, sentence = drop_easy_prompts(worker, prompts, section, settings.seed, easy)
+            prompts, sentence = drop_easy_prompts(worker, prompts, section, seed, easy)
             if sentence not in state["notes"]:
                 state["notes"].append(sentence)
         measure_if_due()
     except StopRequested:
         saver.leave(state)
-    sampler: PromptSampler | MixedSampler = PromptSampler(prompts, settings.seed, state["cursor"])
+    sampler: PromptSampler | MixedSampler = PromptSampler(prompts, seed, state["cursor"])
     if swe is not None:
-        pools = PromptSampler(prompts, settings.seed), PromptSampler(swe.prompts, settings.seed)
+        pools = PromptSampler(prompts, seed), PromptSampler(swe.prompts, seed)
         sampler = MixedSampler(*pools, section.swe.share, state["cursor"])
     schedule = WindowSchedule(section.windows, section.advance)
     if state["schedule"]:
@@ -120,7 +121,7 @@ def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: l
         plan = plan_updates(
             batch.groups,
             section,
-            seed=f"{settings.seed}/{context.stage}/{step}",
+            seed=f"{seed}/{step}",
             rank=parallel.data_parallel_rank(),
             ranks=parallel.data_parallel_size(),
         )

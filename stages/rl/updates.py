@@ -78,13 +78,14 @@ class Agreement:
 
 
 def add_old_logprobs(trainer: Trainer, plan: Sequence[Sequence[Batch]]) -> Agreement:
-    """Put the log-probabilities of the present weights, by the training forward, into every batch as "old_logprobs".
+    """Put the log-probabilities of the present weights, by the training forward, into batches as "old_logprobs".
 
-    They, not those of the rollout engine, are the denominator of the importance ratio: at the first update the ratio
-    is then exactly 1. The two are compared as in the MiniMax-M1 report §3.2, Fig. 3.
+    They, not those of the rollout engine, are the denominator of the importance ratio. The first of several
+    mini-batches is left as it is: its update is made with these very weights, so its own forward pass gives them (see
+    `Loss`). The two engines are compared on the others, as in the MiniMax-M1 report §3.2, Fig. 3.
     """
     rollout, training = [torch.zeros(0)], [torch.zeros(0)]
-    for batch in (batch for batches in plan for batch in batches):
+    for batch in (batch for batches in plan[1:] or plan for batch in batches):
         batch.extra["old_logprobs"] = trainer.token_logprobs(batch)
         inside = batch.loss_mask > 0
         rollout.append(batch.extra["rollout_logprobs"][inside].exp())
@@ -120,7 +121,7 @@ class Loss:
         objective, part = OBJECTIVES[self.section.objective]
         loss, metrics = objective(
             logprobs,
-            batch.extra["old_logprobs"],
+            batch.extra.get("old_logprobs", logprobs.detach()),
             batch.extra["advantages"],
             batch.loss_mask,
             part(self.section),

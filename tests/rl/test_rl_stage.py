@@ -50,7 +50,7 @@ OVERRIDES = {
         "evaluate_prompts_per_task": 1,
     }.items()
 }
-OVERRIDES |= {"rl-40k.windows": [12], "rl-80k.windows": [12, 14, 16]}
+OVERRIDES |= {"rl-40k.windows": [12], "rl-80k.windows": [12, 14, 16], "rl-80k.max_solve_rate": 0.9}
 
 
 @pytest.fixture(scope="module")

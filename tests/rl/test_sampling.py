@@ -19,7 +19,7 @@ from stages.rl.advantage import group_advantages
 from stages.rl.checks import check
 from stages.rl.rewards import Reward, judge, overlong_penalty
 from stages.rl.sampling import Group, PromptSampler, dynamic_sampling
-from stages.rl.updates import plan_updates
+from stages.rl.updates import Loss, plan_updates
 from stages.rl.windows import WindowSchedule
 from stages.synthesize.tasks import TASKS
 
@@ -205,6 +205,22 @@ def test_batches_carry_labels_and_values_where_the_response_is_predicted():
     assert batch.loss_mask[0, :5].tolist() == [0, 0, 1, 1, 0]
     assert batch.extra["rollout_logprobs"][0, 2:4].tolist() == [-0.25, -0.5]
     assert batch.extra["advantages"][0, 2:4].tolist() == [1.5, 1.5]
+
+
+def test_a_mini_batch_without_old_logprobs_is_trained_at_a_ratio_of_one():
+    made = group(0, Prompt({"id": "a"}, [5, 6, 7]), [1.0, 0.0], [2, 4])
+    made.advantages = [1.5, -1.5]
+    ((batch,),) = plan_updates([made], section(updates_per_step=1), seed="s", rank=0, ranks=1)
+    gradients = []
+    for old in (None, 0.0, -0.5):
+        logprobs = torch.linspace(-2.0, -0.5, batch.tokens.numel()).view(batch.tokens.shape).requires_grad_()
+        if old is not None:
+            batch.extra["old_logprobs"] = logprobs.detach() + old
+        loss = Loss(section())
+        loss(logprobs, batch)[0].backward()
+        gradients.append(logprobs.grad)
+        assert loss.largest_ratio == [pytest.approx(math.exp(-(old or 0.0)))]
+    assert torch.equal(gradients[0], gradients[1]) and not torch.allclose(gradients[0], gradients[2])
 
 
 # --------------------------------------------------------------------------------------------------------- checks
