@@ -119,6 +119,8 @@ def make(folder: Path, name: str = "scratch", **changes: Any) -> Path:
 def write_profile(folder: Path, name: str = "scratch", **changes: Any) -> None:
     content = yaml.safe_load((CHECKOUT / "profiles" / "tiny.yaml").read_text())
     content["name"] = name
+    for part in ("synthesize", "evaluate"):  # without the sandbox, unless a test asks for it
+        del content[part]["swe"]
     for field, value in changes.items():
         section = content
         *parents, last = field.split("__")
