@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,24 +219,17 @@ def _data_stage(run: Run, stage: str) -> dict[str, Any]:
         reason = "; ".join(reasons) or "unchanged: DVC finds the same inputs, command and output"
     tracked = run.tracker.start_stage(run.mlflow_run, stage, None, _attempt(), run.settings)
     _link(stage, tracked)
-    summary = {"stage": stage, "status": "skipped", "reason": reason, "seconds": 0.0}
+    summary = {"stage": stage, "reason": reason, "output": f"data/{name}/{stage}"}
     if skip:
         tracked.skip(None, reason)
-        return summary
+        return {**summary, "status": "skipped", "seconds": 0.0, "left_out": records.left_out(name, stage)}
     get_run_logger().info("%s runs: %s", stage, reason)
     run.event(event="stage running", stage=stage, reason=reason)
     with _tracked(tracked):
         result = launch.run_data_stage(run.settings, stage, on_line=_logger(), on_tick=_Watch().tick)
         run.data_changed = True
         tracked.finish_data(stage, run.settings)
-    said = records.summary(paths.data_dir(name, stage)).get("notes", [])
-    return {
-        **summary,
-        "status": "ran",
-        "seconds": result.seconds,
-        "output": f"data/{name}/{stage}",
-        "left_out": _left_out(said),
-    }
+    return {**summary, "status": "ran", "seconds": result.seconds, "left_out": records.left_out(name, stage)}
 
 
 def _run_stage(run: Run, stage: str) -> dict[str, Any]:
@@ -269,13 +262,8 @@ def _run_stage(run: Run, stage: str) -> dict[str, Any]:
         "after": result.after,
         "output": str(output.relative_to(paths.ROOT)),
         "checkpoint": result.checkpoint,
-        "left_out": _left_out(result.notes),
+        "left_out": result.left_out,
     }
-
-
-def _left_out(notes: Sequence[str]) -> list[str]:
-    """Of a stage's notes, those on a part that it could not do."""
-    return [note for note in notes if ": skipped: " in note]
 
 
 def _execute(run: Run, request: StageRequest, tracked: Any) -> tuple[StageResult, float]:

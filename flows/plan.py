@@ -220,9 +220,9 @@ def left_out(settings: Profile, stage: str) -> list[str]:
     """
     if stage != "synthesize" or not asks_for_swe(stage, settings):
         return []
-    made = records.summary(paths.data_dir(settings.name, stage)).get("swe") or {}
-    if made.get("left_out") and engine_answers(stage, settings):
-        return ["an engine answers now: the software-engineering tasks were left out without one"]
+    missing = records.left_out(settings.name, stage)
+    if missing and engine_answers(stage, settings):
+        return [f"an engine answers now, and last time: {'; '.join(missing)}"]
     return []
 
 

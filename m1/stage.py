@@ -145,6 +145,7 @@ class StageResult:
         metrics: final scalar metrics.
         figures: image files relative to the run folder.
         notes: sentences for the report: what was unusual, what was skipped and why.
+        left_out: of the notes, those on a part of the stage that could not be done, for want of an engine say.
     """
 
     stage: str
@@ -157,6 +158,7 @@ class StageResult:
     metrics: dict[str, float]
     figures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
     finished_at: float = 0.0
 
@@ -229,6 +231,7 @@ class StageContext:
         metrics: dict[str, float],
         figures: list[Path] | None = None,
         notes: list[str] | None = None,
+        left_out: list[str] | None = None,
     ) -> StageResult:
         """Write `result.json`: from here on the run folder is complete."""
         result = StageResult(
@@ -242,6 +245,7 @@ class StageContext:
             metrics={k: float(v) for k, v in metrics.items()},
             figures=[str(f.relative_to(self.output)) for f in figures or []],
             notes=notes or [],
+            left_out=left_out or [],
             seconds=time.time() - self._started,
             finished_at=time.time(),
         )
@@ -560,7 +564,8 @@ def data_main(run: Callable[[Profile, Path], dict[str, Any]], argv: list[str] | 
     """Entry point of every data stage: `python -m stages.<name> --profile <profile>`, the command in dvc.yaml.
 
     `run` writes into the empty folder it is given and returns a summary (plain values, the same on every run of the
-    same inputs), stored as `summary.json`. The folder replaces `data/<profile>/<stage>` only once it is complete.
+    same inputs), stored as `summary.json`; in it "notes" and "left_out" are as in `StageResult`. The folder replaces
+    `data/<profile>/<stage>` only once it is complete.
     """
     parser = argparse.ArgumentParser(description=sys.modules[run.__module__].__doc__)
     parser.add_argument("--profile", default="tiny")

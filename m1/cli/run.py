@@ -20,7 +20,7 @@ from m1.errors import Checkpointed, ServiceError, StageFailed
 from m1.stage import REQUEST, StageRequest, interruption
 
 DEPLOYMENT = "m1/full"
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.5
 #: Between two questions to the Prefect server. Each costs it some 10 ms of the cores that train.
 _STATE_SECONDS = 3.0
 _MEMORY_SECONDS = 2.0

@@ -8,6 +8,7 @@ global batch - every micro-batch of every rank, padding left out - so the loss d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,6 @@ class HybridRouter(TopKRouter):
     Attributes:
         routed: float64 (experts,), how often each expert was chosen by this rank's tokens since `begin`.
         dropped: float64, how many of these choices exceeded the capacity.
-        aux_loss: float64, this rank's part of the auxiliary loss, without its coefficient.
     """
 
     def __init__(self, config: TransformerConfig, pg_collection: Any = None) -> None:
@@ -53,11 +53,12 @@ class HybridRouter(TopKRouter):
                 of all ranks up to the present one: the same where a rank has one micro-batch.
         """
         device = torch.cuda.current_device()
-        self.mode, self.aux_weight, self.tokens, self.shares = mode, weight, tokens, shares
+        self.mode, self.aux_weight, self.tokens = mode, weight, tokens
+        self.shares = None if shares is None else lambda: shares
         self.routed = torch.zeros(self.num_experts, dtype=torch.float64, device=device)
-        self.seen = torch.zeros_like(self.routed)
         self.dropped = torch.zeros((), dtype=torch.float64, device=device)
-        self.aux_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.parts: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        self.seen: _Seen | None = None
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Choose experts.
@@ -85,23 +86,67 @@ class HybridRouter(TopKRouter):
             if factor is not None:
                 self.dropped += (chosen & ~kept).sum()
             if self.mode == "train" and self.aux_weight:
-                aux_loss = self._aux_loss(logits, real, counts)
-                self.aux_loss += aux_loss.detach()
-                weights = MoEAuxLossAutoScaler.apply(weights, aux_loss * self.aux_weight)
+                weights = MoEAuxLossAutoScaler.apply(weights, self._aux_loss(logits, real, counts) * self.aux_weight)
         return weights, kept
 
+    def aux_loss(self) -> Tensor:
+        """This rank's part of the auxiliary loss since `begin`, float64, without its coefficient."""
+        total = torch.zeros_like(self.dropped)
+        for mass, shares in self.parts:
+            total += (shares() * mass).sum()
+        return self.num_experts * total / self.tokens
+
     def _aux_loss(self, logits: Tensor, real: Tensor | None, counts: Tensor) -> Tensor:
-        """This micro-batch's part of the auxiliary loss; the parts of all ranks and micro-batches add up to it."""
+        """This micro-batch's part of the auxiliary loss, as far as its gradient goes: its value is `aux_loss`."""
         shares = self.shares
         if shares is None:
-            counts = counts.to(torch.float64)
-            torch.distributed.all_reduce(counts, group=self.tp_dp_cp_group)
-            self.seen += counts
-            shares = shares_of(self.seen)
+            self.seen = _Seen(counts.to(torch.float64), self.tp_dp_cp_group, self.seen)
+            shares = self.seen.shares
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
         if real is not None:
             probabilities = probabilities * real
-        return self.num_experts * (shares * probabilities.sum(dim=0)).sum() / self.tokens
+        mass = probabilities.sum(dim=0)
+        self.parts.append((mass.detach(), shares))
+        return self.num_experts * _WithShares.apply(mass, shares) / self.tokens
+
+
+class _Seen:
+    """How often each expert was chosen on all ranks up to a micro-batch, on the way until somebody asks.
+
+    Ranks that waited for each other's counts in every layer would go through the forward pass in lockstep.
+
+    Args:
+        counts: of this micro-batch on this rank, float64 (experts,).
+        before: those up to the micro-batch before.
+    """
+
+    def __init__(self, counts: Tensor, group: Any, before: _Seen | None) -> None:
+        self._counts, self._before = counts, before
+        self._work = torch.distributed.all_reduce(counts, group=group, async_op=True)
+
+    def counts(self) -> Tensor:
+        if self._work is not None:
+            self._work.wait()
+            if self._before is not None:
+                self._counts += self._before.counts()
+            self._work = self._before = None
+        return self._counts
+
+    def shares(self) -> Tensor:
+        return shares_of(self.counts())
+
+
+class _WithShares(torch.autograd.Function):
+    """sum_i f_i P_i where f is known in the backward pass only; the value given is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, mass: Tensor, shares: Callable[[], Tensor]) -> Tensor:
+        ctx.shares = shares
+        return mass.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.shares(), None
 
 
 def shares_of(counts: Tensor) -> Tensor:

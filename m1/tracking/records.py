@@ -74,6 +74,11 @@ def summary(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def left_out(profile_name: str, stage: str) -> list[str]:
+    """Parts of a data stage that could not be done when it last ran, one sentence each."""
+    return list(summary(paths.data_dir(profile_name, stage)).get("left_out", []))
+
+
 def _sources(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Raw sources of a summary: a list of mappings, or a mapping from name to mapping, under "sources"."""
     found = content.get("sources", [])

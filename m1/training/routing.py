@@ -88,6 +88,6 @@ class Routing:
             dtype=torch.float64, device=torch.cuda.current_device(),
         )  # fmt: skip
         for router in self.routers:
-            table[router.layer_number - 1] = torch.cat((router.routed, router.dropped[None], router.aux_loss[None]))
+            table[router.layer_number - 1] = torch.cat((router.routed, router.dropped[None], router.aux_loss()[None]))
         torch.distributed.all_reduce(table)
         return table

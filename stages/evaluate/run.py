@@ -124,6 +124,7 @@ def _evaluate(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said
         ]
         + said
         + [swe_report.sentence(stage, kinds) for stage, kinds in resolved.items()],
+        left_out=[] if swe else said,
     )
 
 

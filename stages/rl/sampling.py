@@ -40,7 +40,7 @@ class Group:
 class PromptSampler:
     """Endless shuffled passes over the prompts. The prompt at a position is a function of seed and position alone."""
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int | str, cursor: int = 0) -> None:
+    def __init__(self, prompts: Sequence[Prompt], seed: str, cursor: int = 0) -> None:
         self.prompts = prompts
         self.seed = seed
         #: Position of the next prompt; all that needs saving.

@@ -171,6 +171,7 @@ def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: l
         metrics=report.final_metrics(context, after),
         figures=report.draw(context, before, after, pairs),
         notes=state["notes"],
+        left_out=[] if swe else said,
     )
 
 

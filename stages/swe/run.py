@@ -8,19 +8,20 @@ has been judged; the folder is renamed when all is written.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from infra.sandbox import Sandbox
+from infra.sandbox import Job, Kind, Sandbox
 from infra.sandbox.images import build_environment
-from m1.errors import UsageError
+from m1.errors import ServiceError, UsageError
 from m1.stage import code_digest, write_json
 from stages.swe import issue_text, validate
 from stages.swe.candidates import Candidate, Sites, candidates
@@ -33,8 +34,10 @@ from stages.swe.sources import Package, Repository, SweSpec
 from stages.swe.tasks import KINDS, SweTask, content_id, dump, write_environments, write_tests, write_tree
 from stages.swe.validate import Baseline, Trial, Verdict
 
-#: Candidates judged together; what is lost by an interruption.
+#: Most candidates that are judged together; what is lost by an interruption.
 CHUNK = 24
+#: About so many of them are valid.
+YIELD = 0.8
 _CODE = ("stages/swe",)
 
 
@@ -261,7 +264,7 @@ class _Package(_Shard):
         self.reliable, self.unreliable = len(baseline.reliable), len(baseline.unreliable)
         self.sites = Sites(package, right, baseline.lines)
         source = islice(candidates(package, self.sites, str(options.seed)), options.limit * options.most)
-        for chunk in _chunks(source):
+        while chunk := list(islice(source, self._next_chunk())):
             trials = [(c.id, Trial(c.tree(right), baseline.covering(c.path, c.lines))) for c in chunk]
             for candidate, verdict in zip(chunk, self.judged(baseline, trials), strict=True):
                 if self.valid < options.limit:
@@ -272,6 +275,10 @@ class _Package(_Shard):
                 break
         write_tree(self.work / f"{base}.tar.gz", right)
         write_tests(self.work / f"{base}.json", baseline.reliable)
+
+    def _next_chunk(self) -> int:
+        """How many candidates to judge for what is missing: more would be judged for nothing."""
+        return min(CHUNK, max(4, math.ceil((self.options.limit - self.valid) / YIELD)))
 
     def _add(self, candidate: Candidate, verdict: Verdict, right: Tree, base: str, baseline: Baseline) -> None:
         if not verdict.valid:
@@ -316,11 +323,6 @@ class _Commits(_Shard):
                 break
 
 
-def _chunks(source: Iterator[Candidate]) -> Iterator[list[Candidate]]:
-    while chunk := list(islice(source, CHUNK)):
-        yield chunk
-
-
 def _write_lines(file: Path, lines: Sequence[str]) -> None:
     unfinished = file.with_name(f".{file.name}.part")
     unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -330,12 +332,38 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
 # --- the whole set ---
 
 
+class NoSandbox(ServiceError):
+    """No image could be made, or no job run in it. Nothing has been judged yet."""
+
+
+def ready_images(spec: SweSpec, environments: Iterable[str]) -> dict[str, str]:
+    """Tags of images by environment; each has run a job.
+
+    Raises:
+        NoSandbox: of one of them that cannot be had.
+    """
+    images = {}
+    for name in environments:
+        try:
+            images[name] = build_environment(name, spec.environments[name].requirements)
+            with Sandbox(images[name], warm=0, preload=False) as sandbox:
+                result = sandbox.run(Job({}, ["python3", "-c", ""]))
+        except ServiceError as error:
+            raise NoSandbox(error.what, error.mend) from error
+        if result.kind is not Kind.OK:
+            raise NoSandbox(
+                f"a first job in the image of environment {name} ended with {result.kind.name}: {result.message}",
+                "See `docker info` and the engine's log; `m1 check` looks at the engine.",
+            )
+    return images
+
+
 def make_set(spec: SweSpec, wanted: Sequence[str], out: Path, options: Options) -> list[dict[str, Any]]:
     """Every wanted source's shard (all if none is named), then the set; the summaries of the shards.
 
     Raises:
         UsageError: no such source; or, once the others are made, a source whose tests cannot be run.
-        ServiceError: no sandbox.
+        NoSandbox: before anything is judged; ServiceError: the engine died later.
     """
     known = {origin.name: origin for origin in spec.origins}
     wanted = wanted or list(known)
@@ -345,10 +373,10 @@ def make_set(spec: SweSpec, wanted: Sequence[str], out: Path, options: Options) 
     by_environment: dict[str, list[Package | Repository]] = {}
     for name in wanted:
         by_environment.setdefault(known[name].environment, []).append(known[name])
+    images = ready_images(spec, by_environment)
     summaries, failed = {}, {}
     for environment, origins in by_environment.items():
-        image = build_environment(environment, spec.environments[environment].requirements)
-        with Sandbox(image=image, warm=options.workers, limits=LIMITS, preload=False) as sandbox:
+        with Sandbox(images[environment], warm=options.workers, limits=LIMITS, preload=False) as sandbox:
             for origin in origins:
                 try:
                     summaries[origin.name] = make_shard(sandbox, spec, origin, out, options)

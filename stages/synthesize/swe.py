@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.sandbox import Job, Kind, Sandbox
-from infra.sandbox.images import build_environment
 from m1 import chat, paths
-from m1.errors import ServiceError
 from m1.profile import Profile, SweTasks
 from m1.stage import engine_answers
 from m1.tokenizer import Tokenizer, load_tokenizer
@@ -29,34 +26,16 @@ def make_swe(settings: Profile, section: SweTasks, output: Path) -> dict[str, An
     Raises:
         UsageError, ServiceError: as `write_swe`; and no usable engine, where the profile does not want to go without.
     """
-    reason = None
-    if not _made(settings, section):
-        if not engine_answers("synthesize", settings):
-            reason = LEFT_OUT
-        elif section.when_no_engine == "skip" and (fault := _fault_of_sandbox(settings, section)):
-            reason = f"swe: skipped: {fault}"
-    if reason is None:
-        return {"swe": write_swe(settings, section, output)}
-    print(f"synthesize: {reason}", flush=True)
-    return {"swe": {"left_out": 1}, "notes": [reason]}
-
-
-def _fault_of_sandbox(settings: Profile, section: SweTasks) -> str | None:
-    """Why the engine that answers cannot make an image or run a job, before any work is done."""
-    spec, _, _ = _wanted(settings, section)
-    environments = {
-        origin.environment for origin in spec.origins if not section.packages or origin.name in section.packages
-    }
     try:
-        for name in sorted(environments):
-            image = build_environment(name, spec.environments[name].requirements)
-            with Sandbox(image, warm=0, preload=False) as sandbox:
-                result = sandbox.run(Job({}, ["python3", "-c", ""]))
-            if result.kind is not Kind.OK:
-                return " ".join(result.message.split()) or f"a first job ended with {result.kind.name}"
-    except ServiceError as error:
-        return " ".join(str(error).split())
-    return None
+        if _made(settings, section) or engine_answers("synthesize", settings):
+            return {"swe": write_swe(settings, section, output)}
+        reason = LEFT_OUT
+    except run.NoSandbox as error:
+        if section.when_no_engine == "fail":
+            raise
+        reason = f"swe: skipped: {error}"
+    print(f"synthesize: {reason}", flush=True)
+    return {"notes": [reason], "left_out": [reason]}
 
 
 def write_swe(settings: Profile, section: SweTasks, output: Path) -> dict[str, Any]:
@@ -65,13 +44,13 @@ def write_swe(settings: Profile, section: SweTasks, output: Path) -> dict[str, A
     The set itself is made in the state folder first, where an interrupted run finds what it has validated.
 
     Raises:
-        UsageError: no such source, or its tests cannot be run; ServiceError: no sandbox.
+        UsageError: no tokenizer, no such source, or its tests cannot be run; ServiceError: no sandbox.
     """
+    tokenizer = load_tokenizer(paths.data_dir(settings.name, "tokenizer"))
     spec, options, made = _wanted(settings, section)
     summaries = _made(settings, section) or run.make_set(spec, section.packages, made, options)
     shutil.copytree(made, output / "swe", ignore=shutil.ignore_patterns(".*", "timing.json"))
     tasks = TaskSet(output / "swe")
-    tokenizer = load_tokenizer(paths.data_dir(settings.name, "tokenizer"))
     is_code = {origin.name: origin.is_code for origin in spec.origins}
     rows = write_questions(tasks, is_code, tokenizer, section.question_length, output)
     return {"rows": rows, "valid": sum(s["valid"] for s in summaries)}

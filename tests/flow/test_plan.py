@@ -148,7 +148,7 @@ def test_starting_an_engine_makes_up_for_what_was_left_out(
     make_data(checkout)
     dvc.ensure_profile("scratch")
     summary = checkout / "data" / "scratch" / "synthesize" / "summary.json"
-    write_json(summary, {"swe": {"left_out": 1}})
+    write_json(summary, {"left_out": ["swe: skipped: no engine"]})
     settings = planning.load_profile("scratch")
 
     def row(stage: str, settings: Profile = settings) -> planning.Row:
@@ -159,7 +159,7 @@ def test_starting_an_engine_makes_up_for_what_was_left_out(
     assert planning.NO_ENGINE in row("rl-40k").inputs and planning.NO_ENGINE not in row("rl-80k").inputs
 
     missing[0] = None
-    assert "an engine answers now: the software-engineering tasks were left out" in row("synthesize").reason
+    assert "an engine answers now, and last time: swe: skipped: no engine" in row("synthesize").reason
     assert row("rl-40k").reason == "sandbox: an engine answers now" and planning.NO_ENGINE not in row("rl-40k").inputs
     assert execute(settings, clock) == ["rl-40k", "rl-80k", "evaluate", "export"]
     write_json(summary, {"swe": {"rows": {"train": 6}}})

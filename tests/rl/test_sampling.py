@@ -92,18 +92,18 @@ def test_reward_adds_correctness_format_and_length(task):
 
 def test_order_is_a_function_of_seed_and_position():
     pool = prompts(10)
-    whole = PromptSampler(pool, 3).take(35)
+    whole = PromptSampler(pool, "3").take(35)
     for first in (1, 10, 17):
-        resumed = PromptSampler(pool, 3)
+        resumed = PromptSampler(pool, "3")
         resumed.take(first)
-        again = PromptSampler(pool, 3, cursor=resumed.cursor)
+        again = PromptSampler(pool, "3", cursor=resumed.cursor)
         assert again.take(35 - first) == whole[first:], "resumed"
-        twice = PromptSampler(pool, 3, cursor=again.cursor)
-        assert twice.take(5) == PromptSampler(pool, 3, cursor=35).take(5), "resumed twice"
+        twice = PromptSampler(pool, "3", cursor=again.cursor)
+        assert twice.take(5) == PromptSampler(pool, "3", cursor=35).take(5), "resumed twice"
     for start in range(0, 30, 10):
         assert {prompt.row["id"] for _, prompt in whole[start : start + 10]} == {str(i) for i in range(10)}
     assert [p for _, p in whole[:10]] != [p for _, p in whole[10:20]]
-    assert PromptSampler(pool, 4).take(35) != whole
+    assert PromptSampler(pool, "4").take(35) != whole
 
 
 def test_first_of_each_task():
@@ -121,7 +121,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_vary():
         calls.append(len(chosen))
         return [group(p, prompt, [1.1, 0.1, 0.1, 1.1] if p % 3 == 0 else [1.1] * 4) for p, prompt in chosen]
 
-    batch = dynamic_sampling(PromptSampler(prompts(50), 1), roll_out, section(), multiple=2)
+    batch = dynamic_sampling(PromptSampler(prompts(50), "1"), roll_out, section(), multiple=2)
     assert len(batch.groups) == 6 and batch.rounds == len(calls) > 1
     assert all(g.position % 3 == 0 for g in batch.groups)
     assert all(count % 2 == 0 and count <= 6 for count in calls)
@@ -134,7 +134,7 @@ def test_dynamic_sampling_gives_up_after_its_rounds():
     def roll_out(chosen):
         return [group(p, prompt, [1.1] * 4 if p else [0.0, 1.0, 0.0, 0.0]) for p, prompt in chosen]
 
-    batch = dynamic_sampling(PromptSampler(prompts(50), 1), roll_out, section(max_generation_rounds=3))
+    batch = dynamic_sampling(PromptSampler(prompts(50), "1"), roll_out, section(max_generation_rounds=3))
     assert batch.rounds == 3 and [g.position for g in batch.groups] == [0]
 
 

@@ -114,7 +114,7 @@ def test_a_planned_stage_counts_its_long_prompts() -> None:
 def test_every_batch_has_its_share_and_a_cursor_resumes(share: float) -> None:
     def pools() -> tuple[PromptSampler, PromptSampler]:
         made = [[Prompt({"id": f"{kind}{i}", "task": kind}, [1]) for i in range(7)] for kind in ("sum", "swe-repair")]
-        return PromptSampler(made[0], 5), PromptSampler(made[1], 5)
+        return PromptSampler(made[0], "5"), PromptSampler(made[1], "5")
 
     sampler = MixedSampler(*pools(), share)
     batches = [sampler.take(12) for _ in range(20)]
@@ -205,7 +205,7 @@ def test_right_wrong_and_a_failed_sandbox_are_one_nothing_and_left_out(
         return groups
 
     settings = profile.load("smoke", overrides={**ALONE, "rl-40k.prompts_per_step": 3, "rl-40k.updates_per_step": 1})
-    batch = dynamic_sampling(PromptSampler([g.prompt for g in groups], 1), roll_out, settings.rl_40k)
+    batch = dynamic_sampling(PromptSampler([g.prompt for g in groups], "1"), roll_out, settings.rl_40k)
     assert [reward.total for reward in groups[0].rewards] == pytest.approx([1.1, 0.1, 0.0, 1.1])
     assert [reward.end for reward in groups[0].rewards] == ["resolved", "unresolved", NO_ANSWER, "resolved"]
     assert [reward.total for reward in groups[1].rewards] == pytest.approx([0.1, 1.1, 0.1, 0.1])
@@ -489,7 +489,7 @@ def test_without_an_engine_the_set_is_left_out_in_so_many_words(
     settings = profile.load("smoke", overrides=SMOKE)
     assert settings.synthesize.swe is not None
     summary = make_swe(settings, settings.synthesize.swe, tmp_path)
-    assert summary == {"swe": {"left_out": 1}, "notes": [LEFT_OUT]} and not list(tmp_path.iterdir())
+    assert summary == {"left_out": [LEFT_OUT], "notes": [LEFT_OUT]} and not list(tmp_path.iterdir())
     assert "infra/sandbox/engine.sh" in capfd.readouterr().out
     strict = profile.load("smoke", overrides={**SMOKE, "synthesize.swe": {**MADE, "when_no_engine": "fail"}})
     assert strict.synthesize.swe is not None
@@ -498,8 +498,9 @@ def test_without_an_engine_the_set_is_left_out_in_so_many_words(
 
 
 def test_an_image_that_cannot_be_made_is_no_reason_to_fail(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(paths, "data_dir", lambda profile, stage: world / stage)
     spec = (paths.DATA_SPECS / "swe.yaml").read_text()
     assert "pytest==9.2.0" in spec
     (tmp_path / "swe.yaml").write_text(spec.replace("pytest==9.2.0", "pytest==0.0.1"))
@@ -509,7 +510,7 @@ def test_an_image_that_cannot_be_made_is_no_reason_to_fail(
     settings = profile.load("smoke", overrides=made)
     assert settings.synthesize.swe is not None
     summary = make_swe(settings, settings.synthesize.swe, tmp_path / "output")
-    assert summary["swe"] == {"left_out": 1} and not (tmp_path / "output").exists()
+    assert "swe" not in summary and summary["left_out"] == summary["notes"] and not (tmp_path / "output").exists()
     assert re.fullmatch(r"swe: skipped: pip could not get .*pytest==0.0.1.*", summary["notes"][0])
     strict = profile.load("smoke", overrides={**made, "synthesize.swe.when_no_engine": "fail"})
     assert strict.synthesize.swe is not None
@@ -524,19 +525,19 @@ def test_without_an_engine_rl_and_evaluate_go_on_and_say_so(no_engine: None, wor
     told = "swe: skipped: no engine; infra/sandbox/engine.sh starts one"
     short = {**ALONE, "rl-40k.train_steps": 1}
     result = train(StageContext(request(world, "rl-40k", "without", False, **short)))
-    assert told in result.notes and not any(name.startswith("swe/") for name in result.metrics)
+    assert told in result.notes and result.left_out == [told]
+    assert not any(name.startswith("swe/") for name in result.metrics)
     result = evaluate(StageContext(request(world, "evaluate", "evaluated-without", False, parent="without", **short)))
-    assert told in result.notes and not any(name.startswith("swe") for name in result.metrics)
+    assert told in result.notes and result.left_out == [told]
+    assert not any(name.startswith("swe") for name in result.metrics)
     assert json.loads((world / "evaluated-without" / "swe.json").read_text()) == {"notes": [told], "checkpoints": {}}
 
 
 def test_what_was_left_out_stands_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from flows.pipeline import _left_out
     from m1.cli.display import Display
 
-    notes = ["synthesize: drawn", "swe: skipped: no engine; infra/sandbox/engine.sh starts one"]
     ended = {"event": "stage ended", "time": 0.0, "stage": "synthesize", "status": "ran", "seconds": 1.25}
-    Display().show([{**ended, "left_out": _left_out(notes)}])
+    Display().show([{**ended, "left_out": [LEFT_OUT]}])
     assert capsys.readouterr().out.endswith(
         "synthesize         1.2 s  swe: skipped: no engine; infra/sandbox/engine.sh starts one\n"
     )

@@ -25,6 +25,8 @@ SMALL = {
     "sft-data.samples_per_task": 60,
     "synthesize.train_prompts_per_task": 20,
     "synthesize.heldout_prompts_per_task": 7,
+    "synthesize.swe": None,
+    "evaluate.swe": None,
 }
 
 

@@ -103,20 +103,27 @@ def test_gradient_of_the_loss_over_the_global_batch(make, batches):
 
 
 def test_running_counts_take_the_micro_batches_so_far(make, batches):
-    from m1.training.trainer import language_model_loss
+    from m1.training.trainer import language_model_loss, token_logprobs
 
     trainer = make(moe_aux_loss_counts="running")
-    inputs, _ = router_inputs(oracle(trainer), batches)
+    model = oracle(trainer)
+    inputs, outputs = router_inputs(model, batches)
     tokens = sum(len(layers[0]) for layers in inputs)
-    total = 0.0
+    total = torch.zeros(())
     for layer in range(MODEL.num_layers):
         seen = torch.zeros(MODEL.num_experts)
         for layers in inputs:
             seen += choices(layers[layer])
             probabilities = torch.softmax(layers[layer], dim=-1).sum(dim=0) / tokens
-            total += float(MODEL.num_experts * (seen / seen.sum() * probabilities).sum())
+            total = total + MODEL.num_experts * (seen / seen.sum() * probabilities).sum()
+    cross_entropy = sum(language_model_loss(token_logprobs(o, b.labels), b)[0] for o, b in zip(outputs, batches))
+    (cross_entropy / sum(batch.num_tokens for batch in batches) + COEFFICIENT * total).backward()
+
     metrics = trainer.step(batches, language_model_loss, 0.0)
-    assert metrics["moe_aux_loss"] == pytest.approx(total / MODEL.num_layers, rel=1e-5)
+
+    assert metrics["moe_aux_loss"] == pytest.approx(float(total) / MODEL.num_layers, rel=1e-5)
+    for (name, expected), ours in zip(model.named_parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.main_grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_loads_are_shares_of_the_choices(make, batches):
