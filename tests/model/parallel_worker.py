@@ -21,6 +21,9 @@ from m1.model.hybrid import build_model
 from m1.profile import Parallel
 from m1.training import parallel
 
+# After m1.model has prepared it for this machine.
+from megatron.core.distributed import param_and_grad_buffer as buffers  # isort: skip
+
 
 def gathered(tensor: torch.Tensor, dim: int, group) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(group.size())]
@@ -58,7 +61,22 @@ def gradients(layout: Parallel) -> dict:
     return {"logits": logits, "parameters": parameters, "gradients": gradients}
 
 
+def summed(ranks: list[int]) -> torch.Tensor:
+    """The sum over some ranks of a random vector of each, as Megatron's gradient and parameter buffers exchange it."""
+    group = dist.new_group(ranks)
+    whole = torch.empty(12)
+    if dist.get_rank() in ranks:
+        whole = torch.randn(12, generator=torch.Generator().manual_seed(dist.get_rank()))
+        part = whole.chunk(len(ranks))[group.rank()]
+        buffers.dist_reduce_scatter_func(part, whole, op=dist.ReduceOp.SUM, group=group, async_op=False)
+        buffers.dist_all_gather_func(whole, part, group=group, async_op=False)
+    dist.broadcast(whole, ranks[-1])
+    return whole
+
+
 def run(job: dict[str, Any]) -> Any:
+    if job["kind"] == "sum":
+        return summed(job["ranks"])
     layout = Parallel(world_size=dist.get_world_size(), **job["layout"])
     if job["kind"] == "gradients":
         return gradients(layout)

@@ -52,6 +52,9 @@ FOUR_RANKS: dict[str, tuple[dict[str, Any], bool]] = {
 #: Layouts whose gradients are compared one by one: name -> layout.
 CUT = {"gradients-tp2": TENSORS, "gradients-tp2-experts-split": TENSORS_AND_EXPERTS, "gradients-ep2": EXPERTS}
 
+#: Ranks that add up vectors.
+SUMS = {"sum-of-all": [0, 1, 2, 3], "sum-of-three": [1, 2, 3], "sum-of-one": [2]}
+
 
 def launch(folder: Path, ranks: int, jobs: list[dict[str, Any]]) -> dict[str, Any]:
     """Results of the jobs by name, from one set of processes."""
@@ -101,7 +104,20 @@ def two(tmp_path_factory, seed_checkpoint):
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory, seed_checkpoint):
-    return launch(tmp_path_factory.mktemp("four") / "jobs", 4, training(seed_checkpoint, FOUR_RANKS))
+    sums = [{"name": name, "kind": "sum", "ranks": ranks} for name, ranks in SUMS.items()]
+    return launch(tmp_path_factory.mktemp("four") / "jobs", 4, sums + training(seed_checkpoint, FOUR_RANKS))
+
+
+# ---------------------------------------------------------------------- sums over ranks
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_ranks_add_up_in_their_order(four, name):
+    terms = [torch.randn(12, generator=torch.Generator().manual_seed(rank)) for rank in SUMS[name]]
+    expected = terms[0].clone()
+    for term in terms[1:]:
+        expected += term
+    assert torch.equal(four[name], expected)
 
 
 # ---------------------------------------------------------------------- twenty steps
