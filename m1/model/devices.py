@@ -246,7 +246,7 @@ def _uneven_parts(mappings: Any) -> None:
 def _reduce_scatter(part: torch.Tensor, whole: torch.Tensor, op: Any, group: Any, async_op: bool) -> None:
     """The sum over a group's ranks of everyone's `whole`, of which this rank keeps its `part`, a view of `whole`.
 
-    Ranks send each other just what each needs: gloo's own takes four times as long (docs/planning.md). Terms are added
+    Ranks send each other just what each needs: gloo's own takes three times as long (docs/planning.md). Terms are added
     in the order of the ranks, so the sum is the same on every run.
     """
     assert op == torch.distributed.ReduceOp.SUM and not async_op, "Megatron is not asked for anything else"
@@ -260,7 +260,7 @@ def _reduce_scatter(part: torch.Tensor, whole: torch.Tensor, op: Any, group: Any
 
 
 def _all_gather(whole: torch.Tensor, part: torch.Tensor, group: Any, async_op: bool) -> None:
-    """Everyone's `part` in `whole`, of which this rank's `part` is a view; in a third of the time that gloo's takes."""
+    """Everyone's `part` in `whole`, of which this rank's `part` is a view; in two thirds of the time that gloo's takes."""
     assert not async_op, "Megatron is not asked for anything else"
     _exchange([part] * group.size(), list(whole.chunk(group.size())), group)
 
