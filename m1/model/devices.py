@@ -260,7 +260,7 @@ def _reduce_scatter(part: torch.Tensor, whole: torch.Tensor, op: Any, group: Any
 
 
 def _all_gather(whole: torch.Tensor, part: torch.Tensor, group: Any, async_op: bool) -> None:
-    """Everyone's `part` in `whole`, of which this rank's `part` is a view; in two thirds of the time that gloo's takes."""
+    """Everyone's `part` in `whole`, of which `part` is a view; in two thirds of the time that gloo's own takes."""
     assert not async_op, "Megatron is not asked for anything else"
     _exchange([part] * group.size(), list(whole.chunk(group.size())), group)
 
