@@ -21,9 +21,6 @@ from m1.model.hybrid import build_model
 from m1.profile import Parallel
 from m1.training import parallel
 
-# After m1.model has prepared it for this machine.
-from megatron.core.distributed import param_and_grad_buffer as buffers  # isort: skip
-
 
 def gathered(tensor: torch.Tensor, dim: int, group) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(group.size())]
@@ -63,6 +60,8 @@ def gradients(layout: Parallel) -> dict:
 
 def summed(ranks: list[int]) -> torch.Tensor:
     """The sum over some ranks of a random vector of each, as Megatron's gradient and parameter buffers exchange it."""
+    from megatron.core.distributed import param_and_grad_buffer as buffers  # after m1.model has prepared it
+
     group = dist.new_group(ranks)
     whole = torch.empty(12)
     if dist.get_rank() in ranks:
