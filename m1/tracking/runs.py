@@ -24,6 +24,8 @@ from m1.tracking import records, registry
 from m1.tracking.stage_run import TAG_LENGTH, StageTracker
 
 CONNECT_SECONDS = 5.0
+#: Digits that name a run. Fewer are no id: `m1-tiny/99` is a version, there or not, never the run that begins with 99.
+SHORTEST_RUN_ID = 4
 _PARAMETERS_PER_REQUEST = 100
 
 
@@ -199,7 +201,8 @@ class Tracker:
         """Run folder of a stage that finished.
 
         Args:
-            upstream: MLflow run id (or a prefix that names one run folder), MLflow run name, or `model@alias`.
+            upstream: MLflow run id (or its first digits, four at least, that name one run folder), MLflow run name, or
+                `model@alias`.
 
         Raises:
             UsageError: there is no such run, there are several, or its folder is gone; it lists what there is.
@@ -238,9 +241,10 @@ class Tracker:
         if experiment is None or not reference:
             return []
         runs = list(self._runs(experiment.experiment_id, ""))
-        return [run for run in runs if run.info.run_name == reference] or [
-            run for run in runs if run.info.run_id.startswith(reference.lower())
-        ]
+        named = [run for run in runs if run.info.run_name == reference]
+        if named or len(reference) < SHORTEST_RUN_ID:
+            return named
+        return [run for run in runs if run.info.run_id.startswith(reference.lower())]
 
     def original_run(self, profile_name: str, fingerprint: str, *, apart_from: str = "") -> Any | None:
         """Newest run that did the work of this fingerprint (rather than skipped it), or None.

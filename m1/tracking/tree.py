@@ -28,7 +28,7 @@ def lineage_dict(tracker: Tracker, reference: str) -> dict[str, Any]:
 
     Args:
         reference: `model@alias` (such as "m1-tiny@rl-80k"), `model/version`, or `model/run` with an MLflow run name, a
-            run id or its first digits.
+            run id or its first digits (four at least).
 
     Returns:
         for the checkpoint: model, version, stage, fingerprint, path, profile, git_commit, prefect_run_id, run_id,

@@ -13,7 +13,7 @@ import yaml
 from m1 import profile
 from m1.errors import ServiceError, UsageError
 from m1.stage import StageContext, load_result
-from m1.tracking import Tracker, records, registry
+from m1.tracking import Tracker, records, registry, runs
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -225,7 +225,7 @@ def test_find_run(house, tracker, run_stage):
     for reference in (run_id, run_id[:10], name, f"m1-{house.profile.name}@pretrain"):
         assert tracker.find_run(reference, house.profile) == folder
     listing = f"m1-{house.profile.name}@pretrain \\(run {run_id[:8]}\\)"
-    for reference in ("nothing", "", flow, f"m1-{house.profile.name}@sft", "other@pretrain", "m1-x@v1"):
+    for reference in ("nothing", "", run_id[:3], flow, f"m1-{house.profile.name}@sft", "other@pretrain", "m1-x@v1"):
         with pytest.raises(UsageError, match=listing):
             tracker.find_run(reference, house.profile)
     (folder / "result.json").unlink()
@@ -233,7 +233,8 @@ def test_find_run(house, tracker, run_stage):
         tracker.find_run(run_id, house.profile)
 
 
-def test_prefix_of_several_runs_is_refused(house, tracker):
+def test_prefix_of_several_runs_is_refused(house, tracker, monkeypatch):
+    monkeypatch.setattr(runs, "SHORTEST_RUN_ID", 1)
     flow = tracker.start_flow_run(house.profile, "prefect-1", None)
     experiment = tracker.client.get_run(flow).info.experiment_id
     ids: list[str] = []

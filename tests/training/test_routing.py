@@ -97,7 +97,7 @@ def test_gradient_of_the_loss_over_the_global_batch(make, batches):
 
     metrics = trainer.step(batches, language_model_loss, 0.0)
 
-    assert metrics["moe_aux_loss"] == pytest.approx(float(sum(losses)) / len(losses), rel=1e-5)
+    assert metrics["moe_aux_loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-5)
     for (name, expected), ours in zip(model.named_parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(ours.main_grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -121,7 +121,7 @@ def test_running_counts_take_the_micro_batches_so_far(make, batches):
 
     metrics = trainer.step(batches, language_model_loss, 0.0)
 
-    assert metrics["moe_aux_loss"] == pytest.approx(float(total) / MODEL.num_layers, rel=1e-5)
+    assert metrics["moe_aux_loss"] == pytest.approx(total.item() / MODEL.num_layers, rel=1e-5)
     for (name, expected), ours in zip(model.named_parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(ours.main_grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
 
