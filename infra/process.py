@@ -17,6 +17,9 @@ import psutil
 from infra.supervise import descendants
 from m1.stage import write_json
 
+#: `Popen` returns when the child's exec has begun; for a moment, longer on a busy machine, its command line is empty.
+EXEC_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class ProcessRecord:
@@ -36,7 +39,11 @@ class ProcessRecord:
     @classmethod
     def of(cls, pid: int, **extra: Any) -> ProcessRecord:
         process = psutil.Process(pid)
-        return cls(pid, process.create_time(), process.cmdline(), extra)
+        command, deadline = process.cmdline(), time.monotonic() + EXEC_SECONDS
+        while not command and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.001)
+            command = process.cmdline()
+        return cls(pid, process.create_time(), command, extra)
 
     @classmethod
     def read(cls, path: Path) -> ProcessRecord | None:

@@ -283,13 +283,7 @@ def _spawn(name: str, command: list[str], settings: dict[str, str], **extra: Any
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal is not meant for it
         )
-    # Until exec has happened the child shows our own command line, which would not match later.
-    deadline = time.monotonic() + 5
-    record = ProcessRecord.of(process.pid, **extra)
-    while "prefect" not in record.command and "mlflow" not in record.command and time.monotonic() < deadline:
-        time.sleep(0.01)
-        record = ProcessRecord.of(process.pid, **extra)
-    record.write(pid_file(name))
+    ProcessRecord.of(process.pid, **extra).write(pid_file(name))
 
 
 def _await_healthy(name: str) -> None:
