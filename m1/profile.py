@@ -409,7 +409,7 @@ class Rl(Section):
     group_size: int = Field(ge=2)
     updates_per_step: int = Field(ge=1, description="optimizer steps per batch of rollouts; above 1 is off-policy")
     max_generation_rounds: int = Field(ge=1, description="dynamic sampling: rounds before a smaller batch is taken")
-    micro_batch_size: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1, description="responses of a micro-batch, at most")
     max_prompt_length: int = Field(ge=8)
     swe: RlSwe | None = None
     temperature: float = Field(1.0, gt=0)

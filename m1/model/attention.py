@@ -8,7 +8,7 @@ input; the output projection. No rotary embedding, no scaling, no biases.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
-from kernels import lightning_slopes
+from kernels import lightning_attention, lightning_slopes
 from kernels.context_parallel import lightning_attention_context_parallel
 from kernels.fused import silu_lightning
 from m1.model.norm import SplitRMSNorm
@@ -38,9 +38,13 @@ class Packing:
 
     Attributes:
         offsets: where samples begin in the whole row, whatever part of it a context-parallel rank holds, and its end.
+        parents: of every sample the index of the one that it continues, whose state and keys it sees, or -1. The
+            continued ones stand before all that continue any. None: no sample continues another. Not under context
+            parallelism.
     """
 
     offsets: tuple[int, ...]
+    parents: tuple[int, ...] | None = None
     qkv_format: ClassVar[str] = "sbhd"
 
 
@@ -105,11 +109,12 @@ class LightningAttention(MegatronModule):
         sequence, batch = qkv.shape[:2]
         qkv = qkv.view(sequence, batch, self.local_heads, 3 * self.settings.head_dim)
         offsets = None if packed_seq_params is None else packed_seq_params.offsets
-        mixed = (
-            self._over_ranks(qkv, offsets)
-            if self.context_group.size() > 1
-            else silu_lightning(qkv, self.slopes, offsets)
-        )
+        if self.context_group.size() > 1:
+            mixed = self._over_ranks(qkv, offsets)
+        elif packed_seq_params is None or packed_seq_params.parents is None:
+            mixed = silu_lightning(qkv, self.slopes, offsets)
+        else:
+            mixed = self._continuing(qkv, packed_seq_params.offsets, packed_seq_params.parents)
         gate, _bias = self.output_gate(hidden_states)
         return self.out_proj(self.norm(mixed.reshape(sequence, batch, -1), gate))
 
@@ -119,6 +124,25 @@ class LightningAttention(MegatronModule):
         bounds = None if offsets is None else torch.tensor(offsets, device="cpu")
         mixed = lightning_attention_context_parallel(q, k, v, self.slopes, group=self.context_group, cu_seqlens=bounds)
         return mixed.permute(2, 0, 1, 3)
+
+    def _continuing(self, qkv: Tensor, offsets: tuple[int, ...], parents: tuple[int, ...]) -> Tensor:
+        """The mixing where samples start from the states at the ends of others."""
+        roots = next(i for i, parent in enumerate(parents) if parent >= 0)
+        middle = offsets[roots]
+        before, after = F.silu(qkv).permute(1, 2, 0, 3).split((middle, offsets[-1] - middle), dim=2)
+        first, states = self._mix(before, offsets[: roots + 1], None)
+        nothing = torch.zeros_like(states[:1])  # where the index -1 leads
+        initial = torch.cat((states, nothing))[torch.tensor(parents[roots:], device=states.device)]
+        rest, _ = self._mix(after, [at - middle for at in offsets[roots:]], initial)
+        return torch.cat((first, rest), dim=2).permute(2, 0, 1, 3)
+
+    def _mix(self, qkv: Tensor, offsets: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(1, heads, tokens, 3 x head_dim) of packed samples -> their outputs and final states."""
+        q, k, v = qkv.split(self.settings.head_dim, dim=-1)
+        bounds = torch.tensor(offsets, device="cpu")
+        return lightning_attention(
+            q, k, v, self.slopes, initial_state=initial, cu_seqlens=bounds, output_final_state=True
+        )
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -164,6 +188,8 @@ class SoftmaxCore(MegatronModule):
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         offsets = (0, key.shape[0]) if packed_seq_params is None else packed_seq_params.offsets
+        if packed_seq_params is not None and packed_seq_params.parents is not None:
+            return _continuing(q, k, v, offsets, packed_seq_params.parents).reshape(sequence, batch, -1)
         parts = []
         for sample, start, end in _pieces(offsets, first, first + sequence):
             mine = q[:, :, start - first : end - first]
@@ -174,6 +200,28 @@ class SoftmaxCore(MegatronModule):
             parts.append(attended)
         mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return mixed.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+
+def _continuing(q: Tensor, k: Tensor, v: Tensor, offsets: tuple[int, ...], parents: tuple[int, ...]) -> Tensor:
+    """Causal attention where packed samples see the ones that they continue.
+
+    Every sample becomes a row of its own, after a copy of what it continues.
+
+    Args:
+        q, k, v: (1, heads, tokens, head_dim).
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    ranges = [range(*bounds) for bounds in itertools.pairwise(offsets)]
+    rows = [[*(ranges[parent] if parent >= 0 else ()), *own] for parent, own in zip(parents, ranges)]
+    longest = max(map(len, rows))
+    source = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=q.device)
+    q, k, v = (x[0].transpose(0, 1)[source].transpose(1, 2) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
+    ends = [i * longest + len(row) for i, row in enumerate(rows)]
+    place = [at for end, own in zip(ends, ranges) for at in range(end - len(own), end)]
+    return mixed[torch.tensor(place, device=q.device)]
 
 
 def _aligned_at_the_end(like: Tensor, queries: int, keys: int) -> Any:

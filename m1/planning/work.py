@@ -63,8 +63,8 @@ class Price:
 def training_work(profile: Profile) -> list[Work]:
     """The training stages in the profile's order; reinforcement learning at its longest window.
 
-    What an RL update sees of a response is prompt and response padded to their common length, so the longest window
-    bounds memory and time of its steps.
+    An RL update is counted as if every response filled the longest window and no two shared their prompt: a bound of
+    its memory and time.
     """
     found: list[Work] = []
     for stage in (stage for stage in profile.order if stage in TRAINING_STAGES):

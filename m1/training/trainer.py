@@ -253,7 +253,7 @@ class Trainer:
 
         def forward_step(iterator: Any, model: Any) -> tuple[Tensor, Callable[..., Any]]:
             batch: Batch = next(iterator)
-            packing = None if batch.offsets is None else Packing(batch.offsets)
+            packing = None if batch.offsets is None else Packing(batch.offsets, batch.parents)
             logits = model(
                 batch.tokens, batch.positions, None, packed_seq_params=packing, padding_mask=batch.padding_mask
             )

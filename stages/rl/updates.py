@@ -11,8 +11,7 @@ import torch.distributed
 from torch import Tensor
 
 from m1.profile import Rl
-from m1.training.batch import Batch, padded_batch
-from m1.training.data import deal
+from m1.training.batch import Batch, packed_batch, shared_prompt_batch
 from m1.training.trainer import Trainer
 from stages.rl.objectives import OBJECTIVES
 from stages.rl.sampling import Group
@@ -21,13 +20,22 @@ from stages.rl.sampling import Group
 FIGURE_PAIRS = 4000
 
 
-def plan_updates(groups: Sequence[Group], section: Rl, *, seed: str, rank: int, ranks: int) -> list[list[Batch]]:
+#: A response: its group, and its place in it.
+Response = tuple[Group, int]
+
+
+def plan_updates(
+    groups: Sequence[Group], section: Rl, *, seed: str, rank: int, ranks: int, share_prompts: bool = True
+) -> list[list[Batch]]:
     """This rank's micro-batches of every optimizer step.
 
     All responses are shuffled and cut into updates_per_step mini-batches of equal size (fewer where there are too few
-    responses), so each is used once. Within a mini-batch responses are sorted by length, dealt out to the ranks in
-    turn and cut into micro-batches: ranks have equal work and little padding. Every rank gets equally many
-    micro-batches; where responses do not divide, one is repeated with an empty mask.
+    responses), so each is used once. Within a mini-batch those of a group stand together, and ranks and micro-batches
+    take consecutive parts: ranks of about equally many tokens, micro-batches of about equally many responses. Every
+    rank gets equally many micro-batches; one without a response of its own repeats one with an empty mask.
+
+    Args:
+        share_prompts: compute a prompt once for all its responses in a micro-batch.
     """
     responses = [(group, i) for group in groups for i in range(len(group.rollouts))]
     random.Random(seed).shuffle(responses)
@@ -35,32 +43,49 @@ def plan_updates(groups: Sequence[Group], section: Rl, *, seed: str, rank: int, 
     plan = []
     for update in range(count):
         part = responses[update * len(responses) // count : (update + 1) * len(responses) // count]
-        part.sort(key=lambda item: len(item[0].prompt.tokens) + len(item[0].rollouts[item[1]].tokens))
-        real = deal(part, rank, ranks)
-        mine = real + part[:1] * (-(-len(part) // ranks) - len(real))
-        pieces = -(-len(mine) // section.micro_batch_size)
-        batches = []
+        part.sort(key=lambda response: response[0].position)
+        parts = _even_parts(part, ranks)
+        pieces = max(-(-len(mine) // section.micro_batch_size) for mine in parts)
+        mine, batches = parts[rank], []
         for piece in range(pieces):
-            start, end = piece * len(mine) // pieces, (piece + 1) * len(mine) // pieces
-            batch = _batch(mine[start:end])
-            batch.loss_mask[max(0, len(real) - start) :] = 0.0
-            batches.append(batch)
+            some = mine[piece * len(mine) // pieces : (piece + 1) * len(mine) // pieces]
+            batch = _batch(some or part[:1], share_prompts)
+            batches.append(batch if some else batch.empty())
         plan.append(batches)
     return plan
 
 
-def _batch(responses: Sequence[tuple[Group, int]]) -> Batch:
+def _even_parts(responses: list[Response], parts: int) -> list[list[Response]]:
+    """Consecutive parts of about equally many tokens, a prompt counted once."""
+    costs, last = [], None
+    for group, i in responses:
+        costs.append(len(group.rollouts[i].tokens) + (len(group.prompt.tokens) if group is not last else 0))
+        last = group
+    shares: list[list[Response]] = [[] for _ in range(parts)]
+    total, before = sum(costs), 0.0
+    for response, cost in zip(responses, costs):
+        shares[int((before + cost / 2) * parts / total)].append(response)
+        before += cost
+    return shares
+
+
+def _batch(responses: Sequence[Response], share_prompts: bool) -> Batch:
+    """Prompts and responses in one row; the responses of a group stand together."""
     rollouts = [group.rollouts[i] for group, i in responses]
-    return padded_batch(
-        [group.prompt.tokens + rollout.tokens for (group, _), rollout in zip(responses, rollouts, strict=True)],
-        [len(group.prompt.tokens) for group, _ in responses],
-        extra={
-            "advantages": [
-                [group.advantages[i]] * len(rollout.tokens)
-                for (group, i), rollout in zip(responses, rollouts, strict=True)
-            ],
-            "rollout_logprobs": [rollout.logprobs for rollout in rollouts],
-        },
+    extra = {
+        "advantages": [[group.advantages[i]] * len(group.rollouts[i].tokens) for group, i in responses],
+        "rollout_logprobs": [rollout.logprobs for rollout in rollouts],
+    }
+    if not share_prompts:
+        whole = [group.prompt.tokens + group.rollouts[i].tokens for group, i in responses]
+        return packed_batch(whole, [len(group.prompt.tokens) for group, _ in responses], extra=extra)
+    prompts = {group.position: group.prompt.tokens for group, _ in responses}
+    owner = {position: number for number, position in enumerate(prompts)}
+    return shared_prompt_batch(
+        list(prompts.values()),
+        [rollout.tokens for rollout in rollouts],
+        [owner[group.position] for group, _ in responses],
+        extra=extra,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from m1.profile import Model, Optimizer, Parallel
-from m1.training.batch import Batch, packed_batch, padded_batch
+from m1.training.batch import Batch, packed_batch, padded_batch, shared_prompt_batch
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 20
@@ -26,17 +26,25 @@ SEED = 7
 MICRO_BATCHES = 2
 
 
-def micro_batches(step: int, packed: bool) -> list[Batch]:
+def continued_batch(samples: list[list[int]], response_starts: list[int]) -> Batch:
+    """Every sample cut in two, the second part continuing the first."""
+    cut = list(zip(samples, response_starts))
+    return shared_prompt_batch([s[:n] for s, n in cut], [s[n:] for s, n in cut], list(range(len(samples))))
+
+
+FORMS = {"padded": padded_batch, "packed": packed_batch, "continued": continued_batch}
+
+
+def micro_batches(step: int, form: str) -> list[Batch]:
     """The global batch of a step: two samples of different lengths in each micro-batch, some labels weighted."""
     generator = torch.Generator().manual_seed(step)
-    make = packed_batch if packed else padded_batch
     batches = []
     for _ in range(MICRO_BATCHES):
         samples = []
         for _ in range(2):
             length, start, stride = (int(torch.randint(*span, (), generator=generator)) for span in SPANS)
             samples.append([(start + stride * i) % 61 for i in range(length)])
-        batch = make(samples, [5, 9])
+        batch = FORMS[form](samples, [5, 9])
         batch.loss_mask[batch.positions % 4 == 3] *= 0.25
         batches.append(batch)
     return batches
@@ -46,10 +54,11 @@ def micro_batches(step: int, packed: bool) -> list[Batch]:
 SPANS = ((18, 50), (0, 61), (1, 5))
 
 
-def train(layout: Parallel, checkpoint: Path | None, *, packed: bool = False) -> list[dict[str, float]]:
+def train(layout: Parallel, checkpoint: Path | None, *, form: str = "padded") -> list[dict[str, float]]:
     """What every step reports, on this rank. Process groups must be those of the layout.
 
     Args:
+        form: of the micro-batches, one of FORMS.
         checkpoint: whose weights to start from; None takes those of the seed.
     """
     from m1.training import parallel
@@ -64,7 +73,7 @@ def train(layout: Parallel, checkpoint: Path | None, *, packed: bool = False) ->
         trainer.load(checkpoint, optimizer=False)
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     return [
-        trainer.step(micro_batches(step, packed)[rank::ranks], language_model_loss, 4e-3 * min(1, (step + 1) / 5))
+        trainer.step(micro_batches(step, form)[rank::ranks], language_model_loss, 4e-3 * min(1, (step + 1) / 5))
         for step in range(STEPS)
     ]
 

@@ -79,7 +79,7 @@ def run(job: dict[str, Any]) -> Any:
     layout = Parallel(world_size=dist.get_world_size(), **job["layout"])
     if job["kind"] == "gradients":
         return gradients(layout)
-    return layout_case.train(layout, Path(job["checkpoint"]), packed=job["packed"])
+    return layout_case.train(layout, Path(job["checkpoint"]), form=job["form"])
 
 
 def main() -> None:

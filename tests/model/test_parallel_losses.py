@@ -31,23 +31,26 @@ INTERLEAVED = {**STAGES, "virtual_pipeline_model_parallel_size": 2}
 EXPERTS: dict[str, Any] = {"expert_model_parallel_size": 2}
 CONTEXT: dict[str, Any] = {"context_parallel_size": 2}
 
-#: Name -> layout, and whether samples are packed, of twenty steps of training on two ranks.
-TWO_RANKS: dict[str, tuple[dict[str, Any], bool]] = {
-    "tp2": (TENSORS, False),
-    "pp2": (STAGES, False),
-    "pp2-interleaved-uneven": ({**INTERLEAVED, "pipeline_layers": [1, 2, 2, 1]}, False),
-    "ep2-alltoall": ({**EXPERTS, "moe_token_dispatcher": "alltoall"}, False),
-    "ep2-allgather": ({**EXPERTS, "moe_token_dispatcher": "allgather"}, False),
-    "cp2": (CONTEXT, False),
-    "cp2-packed": (CONTEXT, True),
-    "dp2": ({}, False),
-    "tp2-ep2": ({**TENSORS, **EXPERTS}, False),
+#: Name -> layout, and how samples stand in a micro-batch, of twenty steps of training on two ranks.
+TWO_RANKS: dict[str, tuple[dict[str, Any], str]] = {
+    "tp2": (TENSORS, "padded"),
+    "pp2": (STAGES, "padded"),
+    "pp2-interleaved-uneven": ({**INTERLEAVED, "pipeline_layers": [1, 2, 2, 1]}, "padded"),
+    "ep2-alltoall": ({**EXPERTS, "moe_token_dispatcher": "alltoall"}, "padded"),
+    "ep2-allgather": ({**EXPERTS, "moe_token_dispatcher": "allgather"}, "padded"),
+    "cp2": (CONTEXT, "padded"),
+    "cp2-packed": (CONTEXT, "packed"),
+    "dp2": ({}, "padded"),
+    "tp2-continued": (TENSORS, "continued"),
+    "pp2-continued": (STAGES, "continued"),
+    "ep2-allgather-continued": ({**EXPERTS, "moe_token_dispatcher": "allgather"}, "continued"),
+    "tp2-ep2": ({**TENSORS, **EXPERTS}, "padded"),
 }
-FOUR_RANKS: dict[str, tuple[dict[str, Any], bool]] = {
-    "tp2-pp2": ({**TENSORS, **STAGES}, False),
-    "cp2-tp2-packed": ({**CONTEXT, **TENSORS}, True),
-    "pp2-cp2-packed": ({**INTERLEAVED, **CONTEXT, "pipeline_layers": [1, 2, 2, 1]}, True),
-    "tp2-dp2-ep2-experts-split": ({**TENSORS_AND_EXPERTS, **EXPERTS}, False),
+FOUR_RANKS: dict[str, tuple[dict[str, Any], str]] = {
+    "tp2-pp2": ({**TENSORS, **STAGES}, "padded"),
+    "cp2-tp2-packed": ({**CONTEXT, **TENSORS}, "packed"),
+    "pp2-cp2-packed": ({**INTERLEAVED, **CONTEXT, "pipeline_layers": [1, 2, 2, 1]}, "packed"),
+    "tp2-dp2-ep2-experts-split": ({**TENSORS_AND_EXPERTS, **EXPERTS}, "padded"),
 }
 #: Layouts whose gradients are compared one by one: name -> layout.
 CUT = {"gradients-tp2": TENSORS, "gradients-tp2-experts-split": TENSORS_AND_EXPERTS, "gradients-ep2": EXPERTS}
@@ -72,10 +75,10 @@ def launch(folder: Path, ranks: int, jobs: list[dict[str, Any]]) -> dict[str, An
     return {file.stem: torch.load(file) for file in folder.glob("*.pt")}
 
 
-def training(checkpoint: Path, layouts: dict[str, tuple[dict[str, Any], bool]]) -> list[dict[str, Any]]:
+def training(checkpoint: Path, layouts: dict[str, tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
     return [
-        {"name": name, "kind": "train", "layout": sizes, "packed": packed, "checkpoint": str(checkpoint)}
-        for name, (sizes, packed) in layouts.items()
+        {"name": name, "kind": "train", "layout": sizes, "form": form, "checkpoint": str(checkpoint)}
+        for name, (sizes, form) in layouts.items()
     ]
 
 
@@ -156,9 +159,10 @@ def test_one_rank_gives_them_otherwise(seed_checkpoint, alone, settings):
         assert reports == alone
 
 
-def test_packed_samples_give_the_losses_of_padded_ones(seed_checkpoint):
-    """Nothing crosses from one sample to the next: each computes what it computes in a row of its own."""
-    assert_same_training("packed", layout_case.train(Parallel(), seed_checkpoint, packed=True))
+@pytest.mark.parametrize("form", ["packed", "continued"])
+def test_packed_samples_give_the_losses_of_padded_ones(seed_checkpoint, form):
+    """Nothing crosses from one sample to the next, and all that it sees reaches one that continues another."""
+    assert_same_training(form, layout_case.train(Parallel(), seed_checkpoint, form=form))
 
 
 @pytest.mark.parametrize("name", TWO_RANKS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
 from m1.errors import UsageError
-from m1.training.batch import full_batch, packed_batch, padded_batch
+from m1.training.batch import full_batch, packed_batch, padded_batch, shared_prompt_batch
 from m1.training.data import Sample, TokenStream, even_batches, sample_batches, shuffled
 
 ids = st.lists(st.integers(1, 99), min_size=1, max_size=20)
@@ -51,6 +53,30 @@ def test_a_packed_row_holds_what_the_padded_rows_hold(pairs: list[tuple[list[int
 
 
 @settings(deadline=None)
+@given(st.lists(st.tuples(ids, st.lists(ids, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_a_shared_prompt_stands_once_before_all_its_responses(groups: list[tuple[list[int], list[list[int]]]]) -> None:
+    prompts = [prompt for prompt, _ in groups]
+    pairs = [(owner, response) for owner, (_, some) in enumerate(groups) for response in some]
+    owners, responses = [owner for owner, _ in pairs], [response for _, response in pairs]
+    values = {"value": [[float(i) for i in range(len(response))] for response in responses]}
+    batch = shared_prompt_batch(prompts, responses, owners, extra=values)
+    assert batch.offsets is not None and batch.tokens.shape == (1, batch.offsets[-1]) and batch.offsets[-1] % 8 == 0
+    assert int((~batch.padding_mask).sum()) == sum(len(p) - 1 for p in prompts) + sum(map(len, responses))
+    counts = batch.loss_mask > 0
+    assert batch.labels[counts].tolist() == [token for response in responses for token in response]
+    assert batch.extra["value"][counts].tolist() == [value for some in values["value"] for value in some]
+
+    ranges = [range(*bounds) for bounds in itertools.pairwise(batch.offsets)]
+    parents = batch.parents or (-1,) * len(ranges)
+    for sample, (owner, response) in enumerate(pairs, len(ranges) - len(pairs)):
+        seen = [*(ranges[parents[sample]] if parents[sample] >= 0 else ()), *ranges[sample]]
+        seen = [place for place in seen if not batch.padding_mask[0, place]]
+        assert batch.tokens[0, seen].tolist() == (prompts[owner] + response)[:-1]
+        assert batch.positions[0, seen].tolist() == list(range(len(seen)))
+        assert parents[sample] < sample
+
+
+@settings(deadline=None)
 @given(rows=st.integers(1, 3), length=st.sampled_from([8, 12, 20]), ranks=st.sampled_from([1, 2, 4]))
 def test_parts_of_a_batch_are_its_tokens_in_order(rows: int, length: int, ranks: int) -> None:
     batch = full_batch(torch.arange(rows * (length + 1)).view(rows, -1))
@@ -67,6 +93,10 @@ def test_a_resized_batch_adds_nothing_that_counts() -> None:
     assert torch.equal(larger.tokens[~larger.padding_mask], batch.tokens[~batch.padding_mask])
     packed = packed_batch([[1, 2, 3, 4], [5, 6]], [1, 1]).resized(1, 20)
     assert packed.offsets == (0, 3, 4, 8, 20) and packed.positions[0, 8:].tolist() == list(range(12))
+    shared = shared_prompt_batch([[1, 2, 3]], [[4], [5, 6]], [0, 0])
+    longer = shared.resized(1, 20)
+    assert (shared.offsets, longer.offsets, longer.parents) == ((0, 2, 3, 8), (0, 2, 3, 20), shared.parents)
+    assert longer.tokens[0, :8].tolist() == shared.tokens[0].tolist() and longer.num_tokens == 3
     assert batch.empty().num_tokens == 0 and batch.empty().padding_mask.all()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 
-from m1.training.batch import Batch, full_batch, padded_batch
+from m1.training.batch import Batch, full_batch, padded_batch, shared_prompt_batch
 
 
 def weights(trainer) -> torch.Tensor:
@@ -112,3 +113,29 @@ def test_tokens_seen_are_inputs_without_padding_and_survive_a_checkpoint(make_tr
     continued.load(folder)
     fresh.load(folder, optimizer=False)
     assert (continued.tokens_seen, fresh.tokens_seen) == (36, 0)
+
+
+def test_a_shared_prompt_gives_what_it_gives_before_every_response(make_trainer) -> None:
+    """Log-probabilities and gradients are those of prompt and response in a row of their own."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(99) for _ in range(length)] for length in (20, 1, 70, 2)]
+    owners = [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]
+    responses = [[rng.randrange(99) for _ in range(rng.randrange(1, 60))] for _ in owners]
+    weights = {"weight": [[rng.random() for _ in response] for response in responses]}
+    shared = shared_prompt_batch(prompts, responses, owners, extra=weights)
+    starts = [len(prompts[owner]) for owner in owners]
+    apart = padded_batch([prompts[o] + r for o, r in zip(owners, responses)], starts, extra=weights)
+    trainer = make_trainer()
+    found = [trainer.token_logprobs(batch)[batch.loss_mask > 0] for batch in (shared, apart)]
+    assert torch.allclose(*found, atol=1e-5)
+
+    def weighted(logprobs, batch):
+        loss = -(logprobs * batch.extra["weight"]).sum()
+        return loss, batch.loss_mask.sum(), {"loss": loss.detach()}
+
+    gradients = []
+    for batch in (shared, apart):
+        trainer.step([batch], weighted, 0.0)
+        gradients.append([parameter.main_grad.clone() for parameter in trainer.model.parameters()])
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
