@@ -22,11 +22,17 @@ def start(command: list[str], folder: Path, *, grace: float = 5) -> subprocess.P
     return subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(pids: list[int], seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
-        if not alive:
+        if not any(map(alive, pids)):
             return True
         time.sleep(0.05)
     return False
@@ -34,7 +40,7 @@ def gone(pids: list[int], seconds: float = 30) -> bool:
 
 def read_pids(folder: Path) -> list[int]:
     deadline = time.monotonic() + 30
-    while not (folder / "pids").exists():
+    while not (folder / "pids").exists() or not (folder / "pids").read_text().endswith("\n"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return [int(word) for word in (folder / "pids").read_text().split()]
