@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,10 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Megatron-core remarks on import that no GPU library is installed
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
+import m1.model  # noqa: F401  (prepares Megatron-core for this machine; unprepared, its import takes twice as long)
 from m1.tokenizer import Tokenizer
 from stages.tokens.split import Document
 
@@ -28,6 +24,8 @@ def write_indexed(documents: Iterable[Document], tokenizer: Tokenizer, prefix: P
     Returns:
         Tokens per domain.
     """
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
     dtype = DType.optimal_dtype(tokenizer.vocab_size)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     tokens: Counter[str] = Counter()
