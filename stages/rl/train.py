@@ -124,7 +124,6 @@ def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: l
             seed=f"{seed}/{step}",
             rank=parallel.data_parallel_rank(),
             ranks=parallel.data_parallel_size(),
-            share_prompts=settings.parallel.context_parallel_size == 1,
         )
         agreement = add_old_logprobs(trainer, plan)
         learning_rate = section.learning_rate.at(step, section.train_steps)

@@ -11,31 +11,25 @@ import torch.distributed
 from torch import Tensor
 
 from m1.profile import Rl
-from m1.training.batch import Batch, packed_batch, shared_prompt_batch
+from m1.training.batch import Batch, shared_prompt_batch
 from m1.training.trainer import Trainer
 from stages.rl.objectives import OBJECTIVES
 from stages.rl.sampling import Group
 
 #: About this many pairs of probabilities are kept for a figure.
 FIGURE_PAIRS = 4000
-
-
 #: A response: its group, and its place in it.
 Response = tuple[Group, int]
 
 
-def plan_updates(
-    groups: Sequence[Group], section: Rl, *, seed: str, rank: int, ranks: int, share_prompts: bool = True
-) -> list[list[Batch]]:
+def plan_updates(groups: Sequence[Group], section: Rl, *, seed: str, rank: int, ranks: int) -> list[list[Batch]]:
     """This rank's micro-batches of every optimizer step.
 
     All responses are shuffled and cut into updates_per_step mini-batches of equal size (fewer where there are too few
     responses), so each is used once. Within a mini-batch those of a group stand together, and ranks and micro-batches
-    take consecutive parts: ranks of about equally many tokens, micro-batches of about equally many responses. Every
-    rank gets equally many micro-batches; one without a response of its own repeats one with an empty mask.
-
-    Args:
-        share_prompts: compute a prompt once for all its responses in a micro-batch.
+    take consecutive parts: ranks of about equally many tokens, micro-batches of about equally many responses. In a
+    micro-batch a prompt is computed once for all its responses. Every rank gets equally many micro-batches; one
+    without a response of its own repeats one with an empty mask.
     """
     responses = [(group, i) for group in groups for i in range(len(group.rollouts))]
     random.Random(seed).shuffle(responses)
@@ -49,7 +43,7 @@ def plan_updates(
         mine, batches = parts[rank], []
         for piece in range(pieces):
             some = mine[piece * len(mine) // pieces : (piece + 1) * len(mine) // pieces]
-            batch = _batch(some or part[:1], share_prompts)
+            batch = _batch(some or part[:1])
             batches.append(batch if some else batch.empty())
         plan.append(batches)
     return plan
@@ -69,23 +63,19 @@ def _even_parts(responses: list[Response], parts: int) -> list[list[Response]]:
     return shares
 
 
-def _batch(responses: Sequence[Response], share_prompts: bool) -> Batch:
-    """Prompts and responses in one row; the responses of a group stand together."""
+def _batch(responses: Sequence[Response]) -> Batch:
+    """Prompts and responses in one row."""
     rollouts = [group.rollouts[i] for group, i in responses]
-    extra = {
-        "advantages": [[group.advantages[i]] * len(group.rollouts[i].tokens) for group, i in responses],
-        "rollout_logprobs": [rollout.logprobs for rollout in rollouts],
-    }
-    if not share_prompts:
-        whole = [group.prompt.tokens + group.rollouts[i].tokens for group, i in responses]
-        return packed_batch(whole, [len(group.prompt.tokens) for group, _ in responses], extra=extra)
     prompts = {group.position: group.prompt.tokens for group, _ in responses}
     owner = {position: number for number, position in enumerate(prompts)}
     return shared_prompt_batch(
         list(prompts.values()),
         [rollout.tokens for rollout in rollouts],
         [owner[group.position] for group, _ in responses],
-        extra=extra,
+        extra={
+            "advantages": [[group.advantages[i]] * len(group.rollouts[i].tokens) for group, i in responses],
+            "rollout_logprobs": [rollout.logprobs for rollout in rollouts],
+        },
     )
 
 

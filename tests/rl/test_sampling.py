@@ -171,17 +171,15 @@ def test_window_state_survives_json():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 9), st.integers(1, 6), st.integers(0, 100), st.booleans())
-def test_every_response_is_trained_on_once_whatever_the_layout(groups, ranks, updates, micro, seed, shared):
+@given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 9), st.integers(1, 6), st.integers(0, 100))
+def test_every_response_is_trained_on_once_whatever_the_layout(groups, ranks, updates, micro, seed):
     rng = random.Random(seed)
     made = []
     for i, prompt in enumerate(prompts(groups)):
         made.append(group(i, prompt, [1.0, 0.0, 0.0], [rng.randint(1, 30) for _ in range(3)]))
         made[-1].advantages = [100.0 * i + j + 1 for j in range(3)]  # a name for every response
     options = section(group_size=3, prompts_per_step=updates, updates_per_step=updates, micro_batch_size=micro)
-    plans = [
-        plan_updates(made, options, seed="s", rank=rank, ranks=ranks, share_prompts=shared) for rank in range(ranks)
-    ]
+    plans = [plan_updates(made, options, seed="s", rank=rank, ranks=ranks) for rank in range(ranks)]
     assert len({tuple(map(len, plan)) for plan in plans}) == 1, "every rank takes the same steps and micro-batches"
     seen, tokens = [], 0
     for update in range(len(plans[0])):
@@ -192,7 +190,6 @@ def test_every_response_is_trained_on_once_whatever_the_layout(groups, ranks, up
                 assert len(names) <= 1, "one advantage in a response"
                 found += names
             assert len(found) <= micro
-            assert (batch.parents is not None) <= shared
             seen += found
             tokens += batch.num_tokens
     if len(plans[0]):
@@ -206,14 +203,13 @@ def test_batches_carry_labels_and_values_where_the_response_is_predicted():
     made = group(0, Prompt({"id": "a"}, [5, 6, 7]), [1.0, 0.0], [2, 4])
     made.rollouts[0] = Rollout([8, 9], [-0.25, -0.5], "stop")
     made.advantages = [1.5, -1.5]
-    for shared in (True, False):
-        ((batch,),) = plan_updates([made], section(updates_per_step=1), seed="s", rank=0, ranks=1, share_prompts=shared)
-        at = int((batch.labels[0] == 8).nonzero())  # where the first token of the first response is predicted
-        assert batch.tokens[0, at : at + 2].tolist() == [7, 8] and batch.labels[0, at : at + 2].tolist() == [8, 9]
-        assert batch.loss_mask[0].sum() == 6 and batch.loss_mask[0, at : at + 2].tolist() == [1, 1]
-        assert batch.extra["rollout_logprobs"][0, at : at + 2].tolist() == [-0.25, -0.5]
-        assert batch.extra["advantages"][0, at : at + 2].tolist() == [1.5, 1.5]
-        assert (batch.tokens[0] == 5).sum() == (1 if shared else 2)
+    ((batch,),) = plan_updates([made], section(updates_per_step=1), seed="s", rank=0, ranks=1)
+    at = int((batch.labels[0] == 8).nonzero())  # where the first token of the first response is predicted
+    assert batch.tokens[0, at : at + 2].tolist() == [7, 8] and batch.labels[0, at : at + 2].tolist() == [8, 9]
+    assert batch.loss_mask[0].sum() == 6 and batch.loss_mask[0, at : at + 2].tolist() == [1, 1]
+    assert batch.extra["rollout_logprobs"][0, at : at + 2].tolist() == [-0.25, -0.5]
+    assert batch.extra["advantages"][0, at : at + 2].tolist() == [1.5, 1.5]
+    assert (batch.tokens[0] == 5).sum() == 1, "one prompt for both responses"
 
 
 @settings(max_examples=40, deadline=None)
