@@ -1,4 +1,4 @@
-"""Flow runs of this checkout: which process serves which run, and what to do with runs whose process is gone."""
+"""Flow runs of this checkout: which process serves which, what a run tells of itself, runs whose process is gone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,53 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from infra.process import ProcessRecord
 from m1 import paths
+from m1.files import read_lines
+from m1.run.summary import StageRow
+
+EventKind = Literal["planned", "started", "stage running", "stage killed", "stage ended", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of the plan: what is done, and why."""
+
+    stage: str
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a flow run tells those who watch it from outside.
+
+    Attributes:
+        stage: that it is about: "started", "stage running", "stage killed", "stage ended".
+        message: why it runs, was killed or failed.
+        output: run folder, absolute, of a stage that runs.
+        row: of "stage ended".
+        plan, mlflow_url: of "planned".
+        time: seconds since the epoch.
+    """
+
+    kind: EventKind
+    stage: str = ""
+    message: str = ""
+    output: str = ""
+    row: StageRow | None = None
+    plan: tuple[PlannedStage, ...] = ()
+    mlflow_url: str = ""
+    time: float = 0.0
+
+
+_EVENT = TypeAdapter(Event)
 
 
 @dataclass(frozen=True)
@@ -46,43 +87,33 @@ def process_of(flow_run_id: str) -> ProcessRecord | None:
     return ProcessRecord.read(folder_of(flow_run_id) / "process.json")
 
 
-def write_event(folder: Path, event: dict[str, Any]) -> None:
+def write_event(folder: Path, event: Event) -> None:
     """Append one line for those who watch the run from outside."""
-    with open(folder / "events.jsonl", "a") as file:
-        file.write(json.dumps({"time": time.time(), **event}) + "\n")
+    content = {key: value for key, value in asdict(event).items() if value not in ("", (), None)}
+    with open(folder / "events.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({**content, "time": time.time()}) + "\n")
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
+def read_events(folder: Path) -> list[Event]:
+    """Every event so far; a line that is being written is left for the next look."""
     try:
-        lines = (folder / "events.jsonl").read_text().splitlines()
+        lines = read_lines(folder / "events.jsonl")
     except OSError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    events = []
+    for line in lines:
+        try:
+            events.append(_EVENT.validate_json(line))
+        except ValidationError:
+            break
+    return events
 
 
-def read_progress(run: Path) -> tuple[float, str] | None:
-    """Percent and remark of the last progress line in a stage's run folder, None before there is one."""
-    metrics = run / "metrics.jsonl"
-    try:
-        with open(metrics, "rb") as file:
-            file.seek(max(0, metrics.stat().st_size - 20_000))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if '"progress"' in line and line.endswith("}}"):
-            try:
-                progress = json.loads(line)["progress"]
-            except ValueError:  # the first line may be cut
-                continue
-            return 100.0 * progress["done"] / max(progress["total"], 1e-9), progress["text"]
-    return None
-
-
-def reconcile(*, worker_is_new: bool) -> list[tuple[str, str]]:
+def reconcile(work_pool: str, *, worker_is_new: bool) -> list[tuple[str, str]]:
     """Mark flow runs as crashed that the server believes alive while no process serves them.
 
     Args:
+        work_pool: whose runs are served here.
         worker_is_new: the worker was started just now, so that runs which an earlier worker had taken but not yet
             started will never start.
 
@@ -93,8 +124,6 @@ def reconcile(*, worker_is_new: bool) -> list[tuple[str, str]]:
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Crashed
 
-    from infra.services import WORK_POOL
-
     suspects = ["RUNNING", "CANCELLING", *(["PENDING"] if worker_is_new else [])]
     message = "Its process is gone (killed, or the machine stopped). A new run continues from the last checkpoint."
     changed = []
@@ -102,7 +131,7 @@ def reconcile(*, worker_is_new: bool) -> list[tuple[str, str]]:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state={"type": {"any_": suspects}}))  # type: ignore[arg-type]
         for run in runs:
             process = process_of(str(run.id))
-            if run.work_pool_name != WORK_POOL or (process is not None and process.alive()):
+            if run.work_pool_name != work_pool or (process is not None and process.alive()):
                 continue
             if process is None and not worker_is_new:
                 continue  # it may be starting at this moment

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from infra.supervise import descendants
-from m1.stage import write_json
+from m1.files import write_json
 
 #: `Popen` returns when the child's exec has begun; for a moment, longer on a busy machine, its command line is empty.
 EXEC_SECONDS = 5.0
@@ -26,13 +26,13 @@ class ProcessRecord:
     """One process, as written to a pid file.
 
     Attributes:
-        started: start time of the process in seconds since the epoch, as the system reports it.
+        started: when the process started, in a form that no change of the clock touches; see `start_mark`.
         command: its command line.
         extra: what else the writer wants to remember, for example a port.
     """
 
     pid: int
-    started: float
+    started: str
     command: list[str]
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class ProcessRecord:
         while not command and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.001)
             command = process.cmdline()
-        return cls(pid, process.create_time(), command, extra)
+        return cls(pid, start_mark(pid), command, extra)
 
     @classmethod
     def read(cls, path: Path) -> ProcessRecord | None:
@@ -61,7 +61,7 @@ class ProcessRecord:
         """Whether this very process still runs (not another one that was given its number)."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1.0 and process.cmdline() == self.command
+            same = start_mark(self.pid) == self.started and process.cmdline() == self.command
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
@@ -90,6 +90,24 @@ class ProcessRecord:
                 _reap(self.pid)
                 time.sleep(0.05)
         return True
+
+
+def start_mark(pid: int) -> str:
+    """When a process started: the boot of this machine, and clock ticks since then. Seconds where there is no /proc.
+
+    The time of day would not do: set by some seconds, it makes every process another one.
+
+    Raises:
+        psutil.NoSuchProcess: there is no such process.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return f"{psutil.Process(pid).create_time():.0f}"
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
+    return f"{boot.read_text().strip()}:{fields[19]}"
 
 
 def _exists(pid: int) -> bool:

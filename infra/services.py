@@ -6,7 +6,6 @@ what is missing, restarts what died, and leaves alone what runs. `down` stops ex
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import os
@@ -14,11 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import flow_runs
+from infra.dotenv_file import write_block
 from infra.process import ProcessRecord, lock_file
 from m1 import paths
 from m1.errors import ServiceError
@@ -124,20 +125,18 @@ def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
         if "prefect" in started:
             _await_healthy("prefect")
             _stop("worker")  # it would go on asking the old address
-        write_dotenv()
+        write_dotenv(say)
         _ensure_work_pool()
         fresh_worker = running("worker") is None
         if fresh_worker:
             say("starting the Prefect worker")
             _start_worker()
-        from infra import flow_runs  # imports the Prefect client, which takes a second
-
-        for name, message in flow_runs.reconcile(worker_is_new=fresh_worker):
+        for name, message in flow_runs.reconcile(WORK_POOL, worker_is_new=fresh_worker):
             say(f"flow run {name}: {message}")
         _apply_deployments(say)
         if "mlflow" in started:
             _await_healthy("mlflow")
-        write_dotenv()
+        write_dotenv(say)
         if running("worker") is None:
             raise ServiceError(f"the Prefect worker ended at once: {_tail('worker')}", _see("worker"))
     return status()
@@ -148,8 +147,6 @@ def down(say: Callable[[str], None] = lambda text: None) -> None:
     with lock_file(paths.STATE / "services" / "lock", patience=START_TIMEOUT + 60) as lock:
         if lock is None:
             raise ServiceError("another `m1 up` or `m1 down` is at work", "Wait for it to end, then try again.")
-        from infra import flow_runs
-
         for flow_run in flow_runs.recorded():
             if flow_run.process.alive():
                 say(f"stopping flow run {flow_run.identity}")
@@ -157,8 +154,8 @@ def down(say: Callable[[str], None] = lambda text: None) -> None:
         for name in ("worker", "mlflow", "prefect"):
             if _stop(name):
                 say(f"stopped the {_TITLES[name]}")
-        with contextlib.suppress(FileNotFoundError):
-            _rewrite_dotenv({})
+        ours: dict[str, str | None] = dict.fromkeys([*client_environment(), "PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+        _keep_dotenv(ours, say)
 
 
 def status() -> dict[str, Status]:
@@ -221,7 +218,7 @@ _TITLES = {"prefect": "Prefect server", "mlflow": "MLflow server", "worker": "Pr
 
 
 def _see(name: str) -> str:
-    return f"The whole log is {log_file(name)}; mend the cause, then run `m1 up` again."
+    return f"The whole log is {log_file(name)}; correct the cause, then run `m1 up` again."
 
 
 def free_port(usual: int) -> int:
@@ -323,25 +320,18 @@ def _stop(name: str) -> bool:
 
 # --- what `prefect deployment run` in the checkout reads ------------------------------------------------------------
 
-_BEGIN, _END = "# m1 up: begin (rewritten at every start)", "# m1 up: end"
+
+def write_dotenv(say: Callable[[str], None]) -> None:
+    """Tell plain `prefect` and `mlflow` commands in the checkout where the services are."""
+    _keep_dotenv(client_environment(), say)
 
 
-def write_dotenv() -> None:
-    """Tell plain `prefect` and `mlflow` commands in the checkout where the services are. Other lines stay."""
-    _rewrite_dotenv(client_environment())
-
-
-def _rewrite_dotenv(settings: dict[str, str]) -> None:
-    path = paths.ROOT / ".env"
-    lines = path.read_text().splitlines() if path.exists() else []
-    if _BEGIN in lines:
-        end = lines.index(_END) if _END in lines else len(lines) - 1
-        del lines[lines.index(_BEGIN) : end + 1]
-    if settings:
-        lines += [_BEGIN, *(f'{key}="{value}"' for key, value in settings.items()), _END]
-    temporary = path.with_name(f".env.{os.getpid()}")
-    temporary.write_text("".join(f"{line}\n" for line in lines))
-    os.replace(temporary, path)
+def _keep_dotenv(variables: Mapping[str, str | None], say: Callable[[str], None]) -> None:
+    """The services run without it: a file that cannot be written is worth a line, no more."""
+    try:
+        write_block(paths.ROOT / ".env", variables)
+    except ServiceError as error:
+        say(f"note: {error}")
 
 
 # --- work pool and deployments --------------------------------------------------------------------------------------

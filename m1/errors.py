@@ -1,4 +1,4 @@
-"""The one error style of the project: one line that says what is wrong and how to mend it."""
+"""The one error style of the project: one line that says what is wrong, and how to get on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ class M1Error(Exception):
 
     Args:
         what: what is wrong, naming the thing (file, field, port, stage) and its value.
-        mend: what to do about it, as an imperative sentence; may be empty when `what` says it all.
+        hint: what to do about it, as an imperative sentence; may be empty when `what` says it all.
     """
 
     #: Process exit code of a command that ends with this error.
     exit_code = 1
 
-    def __init__(self, what: str, mend: str = "") -> None:
+    def __init__(self, what: str, hint: str = "") -> None:
         self.what = " ".join(what.split())
-        self.mend = " ".join(mend.split())
-        super().__init__(f"{self.what}. {self.mend}" if self.mend else self.what)
+        self.hint = " ".join(hint.split())
+        super().__init__(f"{self.what}. {self.hint}" if self.hint else self.what)
 
 
 class UsageError(M1Error):
@@ -33,7 +33,7 @@ class StageFailed(M1Error):
 
 
 class ServiceError(M1Error):
-    """A local service (Prefect, MLflow, a port, the disk) is not usable."""
+    """A service (Prefect, MLflow, the sandbox's engine, a port, the disk) is not usable."""
 
     exit_code = 4
 

@@ -19,3 +19,8 @@ def data_dir(profile: str, stage: str) -> Path:
 def runs_dir(profile: str, stage: str) -> Path:
     """Parent of the run folders of one training stage. `runs/<profile>/<stage>`."""
     return ROOT / "runs" / profile / stage
+
+
+def shown(path: Path) -> str:
+    """A path for people: relative to the checkout where it is inside it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

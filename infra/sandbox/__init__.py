@@ -1,6 +1,7 @@
 """A runner for code nobody has read: one container per job, no network, hard limits, results the job cannot forge."""
 
-from infra.sandbox.job import Job, Kind, Limits, Result
+from infra.sandbox.provider import DockerSandboxes
 from infra.sandbox.runner import Sandbox
+from m1.tasks.sandbox import Job, Kind, Limits, Result
 
-__all__ = ["Job", "Kind", "Limits", "Result", "Sandbox"]
+__all__ = ["DockerSandboxes", "Job", "Kind", "Limits", "Result", "Sandbox"]

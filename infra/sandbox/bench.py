@@ -25,10 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from infra.sandbox import images
-from infra.sandbox.job import Job, Kind, Limits
 from infra.sandbox.pytest_run import run_tests
 from infra.sandbox.runner import Sandbox
 from m1.errors import ServiceError
+from m1.tasks.sandbox import Job, Kind, Limits
 
 FILES: dict[str, bytes | str] = {
     "package/__init__.py": "def double(x):\n    return 2 * x\n",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.sandbox import engine, images
-from infra.sandbox.job import Job, Kind, Limits
 from infra.sandbox.runner import Sandbox
+from m1.tasks.sandbox import Job, Kind, Limits
 
 #: Run inside: prints what the job can see of its own confinement.
 _LOOK = """

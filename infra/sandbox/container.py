@@ -16,9 +16,9 @@ from typing import Any
 import docker.types
 
 from infra.sandbox import engine
-from infra.sandbox.job import Job, Kind, Limits, Result
 from infra.sandbox.stream import MESSAGES, OUTPUT, Gone, Nonsense, Stream
 from m1.errors import ServiceError
+from m1.tasks.sandbox import Job, Kind, Limits, Result
 
 WORK = "/work"
 #: The keeper's user and the job's; neither has a capability.

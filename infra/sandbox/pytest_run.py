@@ -10,12 +10,11 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from infra.sandbox.container import Ended
-from infra.sandbox.job import Job, Kind, Limits
-from infra.sandbox.runner import Sandbox
+from m1.tasks.sandbox import Job, Kind, Limits, TestReport
 
 OUTCOMES = ("passed", "failed", "error", "skipped")
 #: pytest's own list of folders that are not searched for tests (`norecursedirs`).
@@ -23,36 +22,16 @@ _NOT_ENTERED = ("_darcs", "build", "CVS", "dist", "node_modules", "venv")
 _MUST_FAIL = "def test_that_must_fail():\n    found = [1, 2]\n    assert found == [1, 3]\n"
 
 
-@dataclass(frozen=True)
-class TestReport:
-    """Outcomes of one test run.
+class Attempts(Protocol):
+    """The part of `infra.sandbox.runner.Sandbox` that is used here."""
 
-    Attributes:
-        kind: OK when the run came to its end under the eyes of the reporter; else outcomes are incomplete.
-        outcomes: node id -> "passed", "failed", "error" or "skipped". A test that was asked for and has no proven
-            outcome is an "error". Node ids are relative to the work area.
-        seconds: wall time.
-        message: one line for people.
-        tampered: the code under test changed pytest, its hooks or its records; no "passed" is left in `outcomes`.
-        failures: node id -> one line on why it did not pass.
-        output: what the run wrote, for people only.
-    """
-
-    __test__ = False
-
-    kind: Kind
-    outcomes: dict[str, str]
-    seconds: float
-    message: str
-    tampered: bool
-    failures: dict[str, str] = field(default_factory=dict)
-    output: str = ""
+    def attempt(self, job: Job, tests: dict[str, Any] | None = None) -> Ended: ...
 
 
 def run_tests(
-    sandbox: Sandbox,
+    sandbox: Attempts,
     files: dict[str, bytes | str],
-    tests: list[str] | None = None,
+    tests: Sequence[str] | None = None,
     limits: Limits | None = None,
     protected: tuple[str, ...] = (),
 ) -> TestReport:
@@ -129,7 +108,7 @@ def _open(ended: Ended, secret: bytes) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _report(
-    ended: Ended, records: list[dict[str, Any]], genuine: bool, tests: list[str] | None, canary: str
+    ended: Ended, records: list[dict[str, Any]], genuine: bool, tests: Sequence[str] | None, canary: str
 ) -> TestReport:
     result = ended.result
     outcomes: dict[str, str] = {}
@@ -168,7 +147,7 @@ def _report(
 
 
 def _complete(
-    outcomes: dict[str, str], failures: dict[str, str], collected: list[str], tests: list[str] | None
+    outcomes: dict[str, str], failures: dict[str, str], collected: list[str], tests: Sequence[str] | None
 ) -> None:
     """What was collected or asked for and has no outcome of its own is an error."""
     for node in collected:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import docker.errors
 
-from infra.sandbox import engine
+from infra.sandbox import engine, pytest_run
 from infra.sandbox.container import Container, Ended, Unusable
-from infra.sandbox.job import Job, Kind, Limits, Result
 from m1.errors import ServiceError, UsageError
+from m1.tasks.sandbox import Job, Kind, Limits, Result, TestReport
 
 #: Label of an image: its packages, "name==version" each.
 PACKAGES = "m1.sandbox.packages"
@@ -41,7 +41,7 @@ class Sandbox:
         self, image: str, runtime: str | None = None, warm: int = 2, limits: Limits | None = None, preload: bool = True
     ) -> None:
         if warm < 0:
-            raise UsageError(f"warm: {warm} is no number of containers", "Give 0 or more.")
+            raise UsageError(f"warm={warm}: the number of warm containers cannot be negative", "Give 0 or more.")
         tests = _check(image, runtime) and preload
         engine.reap()
         self._pool = _Pool(image, runtime, warm, tests, limits or Limits())
@@ -70,6 +70,16 @@ class Sandbox:
         """Results in the order of the jobs."""
         with ThreadPoolExecutor(workers) as threads:
             return list(threads.map(self.run, jobs))
+
+    def run_tests(
+        self,
+        files: dict[str, bytes | str],
+        tests: Sequence[str] | None = None,
+        limits: Limits | None = None,
+        protected: tuple[str, ...] = (),
+    ) -> TestReport:
+        """Run pytest on files; see `pytest_run.run_tests`."""
+        return pytest_run.run_tests(self, files, tests, limits, protected)
 
     def attempt(self, job: Job, tests: dict[str, Any] | None = None) -> Ended:
         """Run a job, or the test run `tests` in its place (see `pytest_run`), and keep its messages."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from m1.cli import bench
-from m1.cli.sandbox import sandbox_app
+from m1.cli import bench, sandbox
+from m1.cli.console import show
+from m1.config.reading import parse_value
 from m1.errors import UsageError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")
-app.add_typer(sandbox_app, name="sandbox")
+app.add_typer(sandbox.app, name="sandbox")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Name of a file in profiles/.")]
 StartOption = Annotated[str | None, typer.Option(help="First stage; default the first of the order.")]
@@ -98,7 +98,7 @@ def plan(
         if as_json:
             typer.echo(json.dumps(found, indent=1))
         else:
-            _print(showing.layout_tables(found))
+            show(showing.layout_tables(found))
         raise typer.Exit(0 if found["layouts"] else 1)
     if stage or gpus:
         raise UsageError("--stage and --gpus belong to --layouts", "Add --layouts, or leave them out.")
@@ -106,14 +106,19 @@ def plan(
     parent = _upstream(upstream, settings, stages)
     rows = planning.plan(settings, start=start, stop=stop, only=only, upstream=parent, force=force)
     content = showing.summary(settings, rows, Price(peak * 1e12, mfu, rollout_mfu, price), hardware)
-    dear = showing.is_dear(content) if cost is None else cost
-    drawn = showing.figure(settings, figure) if dear or figure else None
+    costly = showing.is_costly(content) if cost is None else cost
+    drawn = showing.figure(settings, figure) if costly or figure else None
     if as_json:
         typer.echo(json.dumps({**content, "figure": str(drawn) if drawn else None}, indent=1))
-        return
-    _print(showing.tables(settings, rows, content, dear))
-    if drawn:
-        typer.echo(f"figure: {drawn}")
+    else:
+        show(showing.tables(settings, rows, content, costly))
+        if drawn:
+            typer.echo(f"figure: {drawn}")
+    for line in content["unmet"]:
+        typer.echo(f"note: a run would stop here: {line}", err=True)
+    if content["refused"]:
+        hint = f"Change profile {settings.name}, or leave these stages out with --start, --stop and --only."
+        raise UsageError("; ".join(content["refused"]), hint)
 
 
 @app.command(name="run")
@@ -147,7 +152,7 @@ def lineage(
     if as_json:
         typer.echo(json.dumps(lineage_dict(_tracker(), model), indent=1))
     else:
-        _print(tree(_tracker(), model))
+        show(tree(_tracker(), model))
 
 
 @app.command()
@@ -177,7 +182,7 @@ def data(profile: ProfileOption = "tiny") -> None:
     from flows import plan as planning
     from m1.cli.tables import data_table
 
-    _print(data_table(planning.load_profile(profile)))
+    show(data_table(planning.load_profile(profile)))
 
 
 @app.command()
@@ -186,7 +191,7 @@ def check() -> None:
     from m1.cli.check import check_machine
 
     table, good = check_machine()
-    _print(table)
+    show(table)
     raise typer.Exit(0 if good else 1)
 
 
@@ -194,23 +199,18 @@ def say(text: str) -> None:
     typer.echo(text)
 
 
-def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
+def parse_overrides(settings: list[str] | None) -> dict[str, object]:
     """`section.field=value` with a YAML value.
 
     Raises:
         UsageError: there is no "=", or the value is not YAML.
     """
-    import yaml
-
-    overrides = {}
+    overrides: dict[str, object] = {}
     for setting in settings or []:
         field, separator, text = setting.partition("=")
         if not separator or not field:
             raise UsageError(f"--set {setting}: no value", "Write --set section.field=value.")
-        try:
-            overrides[field] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {setting}: the value is not YAML", "Quote it.") from error
+        overrides[field] = parse_value(text, f"--set {setting}")
     return overrides
 
 
@@ -237,11 +237,4 @@ def _tracker() -> Any:
 def _show_status(services: dict[str, Any]) -> None:
     from m1.cli.tables import status_table
 
-    _print(status_table(services))
-
-
-def _print(content: Any) -> None:
-    from rich.console import Console
-
-    # A pipe has no width of its own; cut cells would help nobody.
-    Console(width=None if os.isatty(1) or "COLUMNS" in os.environ else 200).print(content)
+    show(status_table(services))

@@ -6,20 +6,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from flows import plan as planning
-from m1.arithmetic import checkpoint_bytes, parameters
+from infra import tools
+from m1 import paths
 from m1.cli.tables import plan_table, short, table
+from m1.config.parallel import Parallel
+from m1.config.profile import Profile
+from m1.config.rl import Rl
 from m1.errors import UsageError
-from m1.planning import decoding, layouts, memory, work
+from m1.planning import decoding, layouts, memory, preflight, work
+from m1.planning.arithmetic import checkpoint_bytes, parameters
 from m1.planning.layouts import Candidate, Hardware
 from m1.planning.work import Price
-from m1.profile import Parallel, Profile
+from m1.run.stage import Steps
 
 #: Runs above this many GPU hours show what they cost without being asked.
-_DEAR = 1.0
+_COSTLY = 1.0
 _SHOWN_LAYOUTS = 10
 
 
@@ -28,12 +33,21 @@ def summary(settings: Profile, rows: list[planning.Row], price: Price, hardware:
     counts = parameters(settings.model)
     stages = []
     for row in rows:
-        flops = planning.expected_flops(settings, row.stage)
-        hours = None if flops is None else work.stage_hours(settings, row.stage, flops, price)
-        dollars = None if hours is None else hours * price.dollars
-        stage: dict[str, Any] = {"stage": row.stage, "action": row.action, "reason": row.reason, "inputs": row.inputs}
-        bound = {"tokens": row.tokens, "tokens_are_a_bound": row.bound, "flops": flops}
-        stages.append({**stage, **bound, "gpu_hours": hours, "dollars": dollars})
+        cost = row.cost
+        hours = price.of(cost) if cost else None
+        stages.append(
+            {
+                "stage": row.stage,
+                "action": row.action,
+                "reason": row.reason,
+                "inputs": list(row.inputs),
+                "tokens": cost.tokens if cost else None,
+                "tokens_are_a_bound": bool(cost and cost.bound),
+                "flops": cost.flops if cost else None,
+                "gpu_hours": hours,
+                "dollars": None if hours is None else hours * price.dollars,
+            }
+        )
     return {
         "profile": settings.name,
         "parameters": counts.total,
@@ -41,15 +55,21 @@ def summary(settings: Profile, rows: list[planning.Row], price: Price, hardware:
         "checkpoint_bytes": checkpoint_bytes(settings.model),
         "assumptions": {**asdict(price), "gpu_memory": hardware.memory, "memory_reserve": memory.RESERVE},
         "stages": stages,
+        "refused": preflight.refusals(settings, [row.stage for row in rows], hardware.memory),
+        "unmet": [str(error) for _, error in preflight.unmet(settings, _to_run(rows), tools.missing)],
         "layout": settings.parallel.model_dump(),
-        "memory": [_memory_row(settings, each, hardware) for each in work.training_work(settings)],
+        "memory": [_memory_row(settings, each, hardware) for each in work.training_steps(settings)],
         "reinforcement_learning": _rl(settings, price),
         "decoding": [_convention(convention) for convention in decoding.conventions(settings.model)],
     }
 
 
-def _memory_row(settings: Profile, each: work.Work, hardware: Hardware) -> dict[str, Any]:
-    load = each.load(settings.parallel)
+def _to_run(rows: list[planning.Row]) -> list[str]:
+    return [row.stage for row in rows if row.action == "run"]
+
+
+def _memory_row(settings: Profile, each: Steps, hardware: Hardware) -> dict[str, Any]:
+    load = work.load(each, settings.parallel)
     stage, needed = memory.largest(settings.model, settings.parallel, load)
     fits = needed.total <= hardware.memory * (1 - memory.RESERVE)
     return {"stage": each.name, **asdict(load), "pipeline_stage": stage, **_bytes(needed), "fits": fits}
@@ -63,10 +83,10 @@ def _rl(settings: Profile, price: Price) -> dict[str, Any]:
     """The published cost beside this project's estimates."""
     published = {"gpu_hours": work.PAPER_RL_GPU_HOURS, "dollars": work.PAPER_RL_DOLLARS}
     found: dict[str, Any] = {"published": {"what": "512 H800 for three weeks (M1 report, abstract)", **published}}
-    stages = [stage for stage in ("rl-40k", "rl-80k") if stage in settings.order]
+    parts = [part for name in settings.order if (part := settings.find(name, Rl)) is not None]
     for name, length in (("windows filled", None), ("mean response 20,000 tokens", work.PAPER_RESPONSE_TOKENS)):
-        costs = [work.rl_cost(settings, stage, length) for stage in stages]
-        hours = sum(cost.hours(price) for cost in costs)
+        costs = [work.rl_cost(settings.model, part, length) for part in parts]
+        hours = sum(price.of(cost) for cost in costs)
         totals = {"tokens": sum(cost.tokens for cost in costs), "flops": sum(cost.flops for cost in costs)}
         found[name] = {**totals, "gpu_hours": hours, "dollars": hours * price.dollars}
     return found
@@ -84,9 +104,9 @@ def _convention(convention: decoding.Convention) -> dict[str, Any]:
     }
 
 
-def is_dear(plan: dict[str, Any]) -> bool:
+def is_costly(plan: dict[str, Any]) -> bool:
     """Whether the run is large enough for its cost to matter."""
-    return sum(stage["gpu_hours"] or 0.0 for stage in plan["stages"]) > _DEAR
+    return sum(stage["gpu_hours"] or 0.0 for stage in plan["stages"]) > _COSTLY
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -94,7 +114,7 @@ def is_dear(plan: dict[str, Any]) -> bool:
 
 def tables(settings: Profile, rows: list[planning.Row], plan: dict[str, Any], cost: bool) -> Group:
     """The plan for people."""
-    parts: list[Any] = [plan_table(settings, rows), "", _memory_table(settings, plan)]
+    parts: list[RenderableType] = [plan_table(settings, rows), "", _memory_table(settings, plan)]
     if cost:
         parts += ["", _cost_table(plan), "", _rl_table(plan), "", _decoding_table(plan)]
     return Group(*parts)
@@ -190,13 +210,13 @@ def gigabytes(count: float) -> str:
 # --- layouts --------------------------------------------------------------------------------------------------------
 
 
-def find_work(settings: Profile, stage: str | None) -> work.Work:
+def find_work(settings: Profile, stage: str | None) -> Steps:
     """The training work that `--stage` names, by default the first of the order.
 
     Raises:
         UsageError: no training stage of the profile has that name.
     """
-    every = work.training_work(settings)
+    every = work.training_steps(settings)
     found = next((each for each in every if stage in (None, each.name)), None)
     if found is None:
         raise UsageError(
@@ -206,7 +226,7 @@ def find_work(settings: Profile, stage: str | None) -> work.Work:
     return found
 
 
-def layout_summary(settings: Profile, each: work.Work, gpus: int, hardware: Hardware) -> dict[str, Any]:
+def layout_summary(settings: Profile, each: Steps, gpus: int, hardware: Hardware) -> dict[str, Any]:
     """The fastest layouts that fit, and where none does, the smallest cluster with one, as plain values."""
     precision = settings.parallel.precision
     found = layouts.search(settings.model, each, gpus, hardware, precision=precision)
@@ -277,7 +297,5 @@ _SIZE_FIELDS = (
 
 def figure(settings: Profile, path: Path | None) -> Path:
     """Draw the operations per generated token; by default beside the profile's runs."""
-    from m1 import paths
-
     target = path or paths.runs_dir(settings.name, "plan") / "decode-flops.png"
     return decoding.figure(settings.model, target, settings.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -11,13 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra import flow_runs, services
+from infra import flow_runs, machine, services
+from infra.flow_runs import Event, EventKind
 from infra.launch import grace_seconds
 from infra.process import tree_memory
+from m1.cli.console import show
 from m1.cli.display import Display
 from m1.cli.tables import summary_table
 from m1.errors import Checkpointed, ServiceError, StageFailed
-from m1.stage import REQUEST, StageRequest, interruption
+from m1.planning import preflight
+from m1.run.contract import load_request
+from m1.run.folder import read_interruption
+from m1.run.summary import StageRow
 
 DEPLOYMENT = "m1/full"
 _POLL_SECONDS = 0.5
@@ -37,25 +41,20 @@ class Watched:
     folder: Path
     started: float
     peak_memory: int = 0
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     @property
-    def summary(self) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == "stage ended"]
+    def summary(self) -> list[StageRow]:
+        return [event.row for event in self.events if event.row is not None]
 
     def interruption(self) -> Checkpointed | None:
         """How the last stage ended, if SIGTERM ended it after a checkpoint."""
         running = self.last("stage running")
-        if running is None or "output" not in running:
-            return None
-        try:
-            request = StageRequest(**json.loads((Path(running["output"]) / REQUEST).read_text()))
-        except (OSError, ValueError):
-            return None
-        return interruption(request, since=self.started)
+        request = load_request(Path(running.output)) if running and running.output else None
+        return read_interruption(request.run, request.stage, since=self.started) if request else None
 
-    def last(self, event: str) -> dict[str, Any] | None:
-        return next((e for e in reversed(self.events) if e["event"] == event), None)
+    def last(self, kind: EventKind) -> Event | None:
+        return next((event for event in reversed(self.events) if event.kind == kind), None)
 
 
 def run(parameters: dict[str, Any]) -> int:
@@ -92,7 +91,7 @@ def run(parameters: dict[str, Any]) -> int:
         raise saved
     failed = watched.last("failed")
     # The line of the stage itself says more than the state of the run.
-    text = failed["message"] if failed else message or f"ended in state {state}"
+    text = failed.message if failed else message or f"ended in state {state}"
     print(f"error: {text}", file=sys.stderr)
     return StageFailed.exit_code
 
@@ -109,6 +108,7 @@ def _check_before(parameters: dict[str, Any]) -> float:
         parameters["profile"], seed=parameters["seed"], overrides=parameters["overrides"] or {}
     )
     stages = planning.select(settings, parameters["start"], parameters["stop"], parameters["only"])
+    preflight.check(settings, stages, lambda need: None, machine.memory_of_rank(settings.parallel))
     services.check_disk()
     if parameters["upstream"] is not None:
         planning.check_upstream(settings, stages)
@@ -224,18 +224,16 @@ def _stop(identity: str, grace: float) -> None:
 
 
 def _report(watched: Watched, services_seconds: float, url: str | None) -> None:
-    from rich.console import Console
-
     summary = watched.summary
     if summary:
-        Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200).print(summary_table(summary))
+        show(summary_table(summary))
         for row in summary:
-            for part in row.get("left_out", []):
-                print(f"{row['stage']}: {part}")
+            for part in row.left_out:
+                print(f"{row.stage}: {part}")
     wall = time.time() - watched.started
-    own = sum(row["seconds"] for row in summary)
+    own = sum(row.seconds for row in summary)
     # What a stage measures itself begins after its imports; the difference is the start of its processes.
-    begin = sum(row["seconds"] - row["inside_seconds"] for row in summary if row.get("inside_seconds"))
+    begin = sum(row.seconds - row.inside_seconds for row in summary if row.inside_seconds)
     rest = max(0.0, wall - own)
     print(
         f"{wall:.0f} s in all: stages {own:.0f} s (of which starting their processes {begin:.0f} s), orchestration "
@@ -244,5 +242,5 @@ def _report(watched: Watched, services_seconds: float, url: str | None) -> None:
     print(f"peak memory of all processes: {watched.peak_memory / 1024**3:.2f} GiB")
     print(f"Prefect: {url}")
     planned = watched.last("planned")
-    if planned and planned.get("mlflow_url"):
-        print(f"MLflow:  {planned['mlflow_url']}")
+    if planned and planned.mlflow_url:
+        print(f"MLflow:  {planned.mlflow_url}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from m1.cli.console import show
 from m1.cli.tables import table
 
-sandbox_app = typer.Typer(help="The sandbox: images, leftovers, state of the engine.", no_args_is_help=True)
+app = typer.Typer(help="The sandbox: images, leftovers, state of the engine.", no_args_is_help=True)
 
 
-@sandbox_app.command()
+@app.command()
 def build(
     environment: Annotated[
         str | None, typer.Option("--env", help="Task environment to build on the base: image m1-swe-ENV.")
@@ -35,7 +36,7 @@ def build(
     typer.echo(images.build_environment(environment or "python", requirements, base=tag, force=force))
 
 
-@sandbox_app.command(name="images")
+@app.command(name="images")
 def images_command() -> None:
     """List the images of the sandbox."""
     from infra.sandbox.images import list_images
@@ -43,10 +44,10 @@ def images_command() -> None:
     made = table(None, "image", "size", "made", "packages", right=("size",))
     for image in list_images():
         made.add_row(image.tag, f"{image.size / 1e6:.0f} MB", image.created, " ".join(image.packages) or "-")
-    _print(made)
+    show(made)
 
 
-@sandbox_app.command()
+@app.command()
 def reap() -> None:
     """Remove containers whose runner is dead."""
     from infra.sandbox import engine
@@ -54,7 +55,7 @@ def reap() -> None:
     typer.echo(f"{engine.reap()} containers removed")
 
 
-@sandbox_app.command()
+@app.command()
 def check(
     image: Annotated[str | None, typer.Option(help="Image for the trial job; default the newest environment.")] = None,
     runtime: Annotated[str | None, typer.Option(help="Runtime class: runc, runsc, kata, ...")] = None,
@@ -66,11 +67,5 @@ def check(
     made = table(None, "what", "state", "found")
     for row in rows:
         made.add_row(*row)
-    _print(made)
+    show(made)
     raise typer.Exit(0 if good else 1)
-
-
-def _print(content: Any) -> None:
-    from m1.cli.app import _print as show
-
-    show(content)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from flows import plan as planning
+from flows.plan import Row
+from infra.services import Status
 from m1 import paths
+from m1.config.corpus import Corpus
+from m1.config.profile import Profile
+from m1.data import corpus_spec, lock
 from m1.errors import UsageError
-from m1.profile import DATA_STAGES, Profile
+from m1.planning.arithmetic import parameters
+from m1.run.contract import load_result, newest_run
+from m1.run.registry import data_stages, stage
+from m1.run.summary import StageRow
 
 
 def table(title: str | None, *columns: str, right: Iterable[str] = ()) -> Table:
@@ -22,12 +30,12 @@ def table(title: str | None, *columns: str, right: Iterable[str] = ()) -> Table:
     return made
 
 
-def status_table(services: dict[str, Any]) -> Table:
+def status_table(services: Mapping[str, Status]) -> Table:
     made = table(None, "service", "state", "pid", "address", "log")
     for service in services.values():
         state = "running" if service.healthy else "not answering" if service.pid else "stopped"
         pid = str(service.pid or "-")
-        made.add_row(service.name, state, pid, service.url or "-", _shown(service.log) if service.pid else "-")
+        made.add_row(service.name, state, pid, service.url or "-", paths.shown(service.log) if service.pid else "-")
     return made
 
 
@@ -35,10 +43,7 @@ def status_table(services: dict[str, Any]) -> Table:
 _PERHAPS = " (skipped after all if that changes nothing)"
 
 
-def plan_table(settings: Profile, rows: list[Any]) -> Any:
-    from flows.plan import expected_flops
-    from m1.arithmetic import parameters
-
+def plan_table(settings: Profile, rows: Sequence[Row]) -> Table:
     counts = parameters(settings.model)
     size = f"{short(counts.total)} parameters, {short(counts.active)} active per token"
     made = table(f"profile {settings.name}: {size}", "stage", "does", "why", "inputs", "tokens", "parameters", "FLOPs")
@@ -46,17 +51,16 @@ def plan_table(settings: Profile, rows: list[Any]) -> Any:
         column.justify = "right"
     words = [word for row in rows for text in row.inputs for word in f"{text},".split()]
     made.columns[3].min_width = max(map(len, words), default=0)  # names stay in one piece where the terminal is narrow
-    flops_of = {row.stage: expected_flops(settings, row.stage) for row in rows}
     for row in rows:
-        tokens = "-" if row.tokens is None else f"{'≤ ' if row.bound else ''}{short(row.tokens)}"
-        count = flops_of[row.stage]
-        flops = "-" if count is None else f"{'≤ ' if row.bound else ''}{count:.1e}"
-        size = "-" if row.stage in DATA_STAGES else short(counts.total)
+        mark = "≤ " if row.cost and row.cost.bound else ""
+        tokens = f"{mark}{short(row.cost.tokens)}" if row.cost else "-"
+        flops = f"{mark}{row.cost.flops:.1e}" if row.cost else "-"
+        size = "-" if stage(row.stage).makes_data else short(counts.total)
         action = Text(row.action, style="green" if row.action == "skip" else "yellow")
         reason = row.reason.replace(_PERHAPS, "*")
         made.add_row(row.stage, action, reason, ", ".join(row.inputs) or "-", tokens, size, flops)
-    total = sum(flops_of[row.stage] or 0.0 for row in rows if row.action == "run")
-    expected = sum(row.tokens or 0 for row in rows if row.action == "run")
+    costs = [row.cost for row in rows if row.action == "run" and row.cost]
+    total, expected = sum(cost.flops for cost in costs), sum(cost.tokens for cost in costs)
     running = sum(row.action == "run" for row in rows)
     made.add_section()
     made.add_row(f"{running} to run", "", "", "", f"≤ {short(expected)}", "", f"≤ {total:.1e}")
@@ -65,21 +69,14 @@ def plan_table(settings: Profile, rows: list[Any]) -> Any:
     return made
 
 
-def summary_table(summary: list[dict[str, Any]]) -> Table:
+def summary_table(summary: Sequence[StageRow]) -> Table:
     made = table(
         None, "stage", "time", "key metric", "before", "after", "checkpoint", right=("time", "before", "after")
     )
     for row in summary:
-        time = f"{row['seconds']:.1f} s" if row["status"] == "ran" else row["status"]
-        checkpoint = f"{row['output']}/{row['checkpoint']}" if row.get("checkpoint") else row.get("output", "-")
-        made.add_row(
-            row["stage"],
-            time,
-            row.get("key_metric") or "-",
-            number(row.get("before")),
-            number(row.get("after")),
-            checkpoint,
-        )
+        time = f"{row.seconds:.1f} s" if row.status == "ran" else row.status
+        place = f"{row.output}/{row.checkpoint}" if row.checkpoint else row.output or "-"
+        made.add_row(row.stage, time, row.key_metric or "-", number(row.before), number(row.after), place)
     return made
 
 
@@ -87,13 +84,12 @@ def data_table(settings: Profile) -> Table:
     made = table(
         f"data sets of profile {settings.name}", "data set", "size", "files", "hash", "licence", right=("size",)
     )
-    for stage in DATA_STAGES:
-        entry = _lock_entry(f"{stage}@{settings.name}")
+    for name in data_stages():
+        entry = lock.entry(name, settings.name)
         if entry is None:
-            made.add_row(stage, "-", "-", "not made yet", _licence(settings, stage))
+            made.add_row(name, "-", "-", "not made yet", _licence(settings, name))
             continue
-        size, files = megabytes(entry.get("size", 0)), str(entry.get("nfiles", 1))
-        made.add_row(stage, size, files, entry["md5"], _licence(settings, stage))
+        made.add_row(name, megabytes(entry.size), str(entry.files), entry.digest, _licence(settings, name))
     return made
 
 
@@ -103,10 +99,7 @@ def copy_export(profile_name: str, folder: Path) -> str:
     Raises:
         UsageError: there is no export, or `folder` is not empty.
     """
-    from flows.plan import load_profile
-    from m1.stage import load_result, newest_run
-
-    settings = load_profile(profile_name)
+    settings = planning.load_profile(profile_name)
     run = newest_run(settings.name, "export")
     result = load_result(run) if run else None
     if run is None or result is None or result.checkpoint is None:
@@ -119,44 +112,21 @@ def copy_export(profile_name: str, folder: Path) -> str:
     if folder.exists():
         folder.rmdir()
     unfinished.rename(folder)
-    return f"{_shown(run / result.checkpoint)} -> {folder}"
+    return f"{paths.shown(run / result.checkpoint)} -> {folder}"
 
 
-def _lock_entry(target: str) -> dict[str, Any] | None:
-    import yaml
-
-    lock = paths.ROOT / "dvc.lock"
-    if not lock.is_file():
-        return None
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages") or {}
-    outs = (stages.get(target) or {}).get("outs") or []
-    return outs[0] if outs else None
-
-
-def _licence(settings: Profile, stage: str) -> str:
+def _licence(settings: Profile, name: str) -> str:
     """Licences of the text sources for what is made from them, ours for what is generated."""
-    import yaml
-
-    if stage in ("sft-data", "synthesize"):
+    if name in ("sft-data", "synthesize"):
         return "Apache-2.0 (generated by this project)"
-    spec = paths.DATA_SPECS / f"{settings.corpus.spec}.yaml"
-    if not spec.is_file():
-        return f"no file {_shown(spec)}"
-    found: list[str] = []
-    _collect_licences(yaml.safe_load(spec.read_text()), found)
-    return ", ".join(dict.fromkeys(found)) or "not stated"
-
-
-def _collect_licences(node: Any, found: list[str]) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in ("licence", "license") and isinstance(value, str):
-                found.append(value)
-            else:
-                _collect_licences(value, found)
-    elif isinstance(node, list):
-        for value in node:
-            _collect_licences(value, found)
+    corpus = settings.find("corpus", Corpus)
+    if corpus is None:
+        return "not stated"
+    try:
+        spec = corpus_spec.load(corpus.spec)
+    except UsageError as error:
+        return error.what
+    return ", ".join(dict.fromkeys(source.licence for source in spec.sources))
 
 
 def short(count: float) -> str:
@@ -173,7 +143,3 @@ def number(value: float | None) -> str:
 
 def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)

@@ -30,11 +30,12 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor
 
+from m1.config.model import Model
+from m1.config.parallel import Parallel
 from m1.model.attention import LightningAttention, LightningSettings, SoftmaxCore
 from m1.model.experts import Experts
 from m1.model.norm import RMSNorm
 from m1.model.router import HybridRouter
-from m1.profile import Model, Parallel
 
 
 class HybridLayer(TransformerLayer):

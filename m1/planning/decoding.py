@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from m1.arithmetic import decode_flops, parameters, softmax_layers
-from m1.profile import Model
+from m1.config.model import Model
+from m1.planning.arithmetic import decode_flops, parameters, softmax_layers
 
 #: Lengths of the published claim and of the table, in tokens.
 LENGTHS = {"32K": 32 * 1024, "64K": 64 * 1024, "100K": 100 * 1024, "128K": 128 * 1024}

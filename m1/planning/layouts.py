@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from m1.arithmetic import LIGHTNING_BLOCK, parameters, training_flops
-from m1.layout import batch_rules, broken_rules
+from m1.config.layout import batch_rules, broken_rules
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.planning.arithmetic import LIGHTNING_BLOCK, parameters, training_flops
 from m1.planning.memory import (
     RESERVE,
     Load,
@@ -25,8 +27,9 @@ from m1.planning.memory import (
     pipeline_stages,
     states,
 )
-from m1.planning.work import H800_FLOPS, Work
-from m1.profile import Model, Parallel
+from m1.planning.work import H800_FLOPS
+from m1.planning.work import load as load_of_rank
+from m1.run.stage import Steps
 
 Precision = Literal["fp32", "bf16"]
 #: Largest micro-batch that the search tries, in sequences.
@@ -188,9 +191,9 @@ def _speed(group: int, hardware: Hardware) -> float:
 # --- search ---------------------------------------------------------------------------------------------------------
 
 
-def estimate(model: Model, parallel: Parallel, work: Work, hardware: Hardware) -> Candidate:
+def estimate(model: Model, parallel: Parallel, work: Steps, hardware: Hardware) -> Candidate:
     """Memory and time of a possible layout."""
-    load = work.load(parallel)
+    load = load_of_rank(work, parallel)
     fullest, needed = largest(model, parallel, load)
     time = step_time(model, parallel, load, hardware)
     useful = training_flops(model, work.global_batch_size * work.sequence_length, work.sequence_length)
@@ -204,7 +207,7 @@ def fits(candidate: Candidate, hardware: Hardware) -> bool:
 
 
 def search(
-    model: Model, work: Work, gpus: int, hardware: Hardware, *, precision: Precision = "bf16"
+    model: Model, work: Steps, gpus: int, hardware: Hardware, *, precision: Precision = "bf16"
 ) -> list[Candidate]:
     """Every possible layout of `gpus` GPUs that fits, fastest first.
 
@@ -216,7 +219,7 @@ def search(
 
 
 def smallest_cluster(
-    model: Model, work: Work, hardware: Hardware, *, precision: Precision = "bf16", limit: int = 16_384
+    model: Model, work: Steps, hardware: Hardware, *, precision: Precision = "bf16", limit: int = 16_384
 ) -> int | None:
     """The smallest number of GPUs with a layout that fits, among parts of a node and whole nodes; None above `limit`.
 
@@ -231,7 +234,7 @@ def smallest_cluster(
     return None
 
 
-def _fitting(model: Model, work: Work, gpus: int, hardware: Hardware, precision: Precision) -> Iterator[Candidate]:
+def _fitting(model: Model, work: Steps, gpus: int, hardware: Hardware, precision: Precision) -> Iterator[Candidate]:
     batches = [replace(work, micro_batch_size=b) for b in _divisors(work.global_batch_size) if b <= MICRO_BATCHES]
     room = hardware.memory * (1 - RESERVE)
     for parallel in _layouts(model, gpus, precision):

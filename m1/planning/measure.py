@@ -18,7 +18,11 @@ from typing import Any
 import torch
 import torch.distributed
 
-from m1.profile import Model, Optimizer, Parallel, load
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.pretrain import Pretrain
+from m1.config.training import Optimizer
+from m1.run.profiles import load
 
 
 @contextlib.contextmanager
@@ -106,7 +110,7 @@ def main() -> None:
     settings = load(options.profile)
     parallel = Parallel(precision=settings.parallel.precision) if options.alone else settings.parallel
     for rank in options.rank or [0]:
-        found = count(settings.model, parallel, rank, settings.pretrain.optimizer)
+        found = count(settings.model, parallel, rank, settings.section("pretrain", Pretrain).optimizer)
         print(json.dumps({"profile": settings.name, "rank": rank, **found}), flush=True)
 
 

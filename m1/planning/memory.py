@@ -15,7 +15,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, fields
 
-from m1.profile import Model, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
 
 #: Share of a GPU's memory left for what is not counted: CUDA context, NCCL buffers, temporaries, fragmentation.
 RESERVE = 0.08

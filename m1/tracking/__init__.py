@@ -4,8 +4,8 @@ Nothing here imports MLflow or matplotlib before it is used, so that commands wh
 """
 
 from m1.tracking.html import report
-from m1.tracking.runs import SummaryRow, Tracker
+from m1.tracking.runs import Tracker
 from m1.tracking.stage_run import StageTracker
 from m1.tracking.tree import lineage, lineage_dict
 
-__all__ = ["StageTracker", "SummaryRow", "Tracker", "lineage", "lineage_dict", "report"]
+__all__ = ["StageTracker", "Tracker", "lineage", "lineage_dict", "report"]

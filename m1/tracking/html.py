@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,27 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from m1 import paths
-from m1 import profile as profiles
+from m1.config.profile import Profile
+from m1.config.synthesize import Synthesize
 from m1.errors import UsageError
-from m1.profile import DATA_STAGES, Profile
-from m1.stage import StageResult, load_result, newest_run, read_metrics
+from m1.files import write_text
+from m1.run import profiles as profiles
+from m1.run.contract import StageResult, load_result, newest_run
+from m1.run.folder import MetricsLine, read_metrics
+from m1.run.registry import data_stages
+from m1.run.registry import stage as stage_record
+from m1.run.stage import Cost
 from m1.tracking import records
 
-#: One sentence per stage for a reader who is new to the recipe.
-_ABOUT = {
-    "corpus": "Real text from named packages is cleaned, filtered and de-duplicated.",
-    "tokenizer": "A byte-level BPE vocabulary is trained on the corpus.",
-    "tokens": "The corpus becomes sequences of token ids, a part of it held out.",
-    "sft-data": "Task generators write questions with worked answers.",
-    "pretrain": "The model learns to predict the next token of the corpus.",
-    "sft": "Supervised fine-tuning: it learns to think inside tags and then answer.",
-    "context-extension": "It is trained on longer and longer sequences, each stage at least twice the one before.",
-    "synthesize": "Questions with verifiable answers for reinforcement learning, and a held-out set.",
-    "rl-40k": "CISPO reinforcement learning with the shorter output window.",
-    "rl-80k": "The same, with an output window that grows when the criteria hold.",
-    "evaluate": "Every checkpoint answers the held-out questions.",
-    "export": "The last checkpoint in the layout of transformers, loaded back and compared.",
-}
 _GLOSSARY = {
     "loss": "Mean negative log-likelihood of the next token, in nats. Lower is better; a uniform guess over the "
     "vocabulary has the logarithm of its size.",
@@ -62,7 +52,7 @@ class _Stage:
     name: str
     run: Path | None
     result: StageResult | None
-    lines: list[dict[str, Any]]
+    lines: list[MetricsLine]
     record: records.DataRecord | None
     summary: dict[str, Any]
 
@@ -71,8 +61,8 @@ class _Stage:
         return self.result is not None or self.record is not None
 
 
-#: stage -> "tokens" and "flops" as planned, and whether they are a "bound".
-Plan = Mapping[str, Mapping[str, Any]]
+#: stage -> what it was expected to process.
+Plan = Mapping[str, Cost]
 _ADDED_TOKENS = ("rl/tokens", "evaluate/tokens")
 
 
@@ -113,14 +103,12 @@ def report(profile: Profile | str, planned: Callable[[Profile], Plan] | None = N
     )
     path = paths.runs_dir(settings.name, "").resolve() / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".report.html.{os.getpid()}")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, page)
     return path
 
 
 def _stage(profile_name: str, name: str) -> _Stage:
-    if name in DATA_STAGES:
+    if name in data_stages():
         record = records.locked(name, profile_name)
         folder = paths.ROOT / record.path if record else None
         return _Stage(name, None, None, [], record, records.summary(folder) if folder else {})
@@ -137,7 +125,7 @@ def _settings_of_run(settings: Profile, stages: Sequence[_Stage]) -> Profile:
         return settings
     newest = max(results, key=lambda result: result.finished_at)
     try:
-        return profiles.parse(newest.request["profile"], "the newest run")
+        return profiles.parse(newest.request.profile, "the newest run")
     except UsageError:
         return settings  # made with an older form of the profile
 
@@ -173,7 +161,7 @@ def _overview(settings: Profile, stages: Sequence[_Stage], folder: Path) -> str:
     rows = []
     for number, stage in enumerate(stages, 1):
         result = stage.result
-        about = f'{_text(stage.name)}<br><span class="quiet">{_text(_ABOUT.get(stage.name, ""))}</span>'
+        about = f'{_text(stage.name)}<br><span class="quiet">{_text(stage_record(stage.name).about)}</span>'
         if result is not None:
             tokens = _final(result, "tokens")
             cells = [
@@ -197,8 +185,8 @@ def _mixed(stages: Sequence[_Stage]) -> str:
     newest = {stage.name: stage.run for stage in stages if stage.run is not None}
     notes = []
     for stage in stages:
-        parent = stage.result.request["parent"] if stage.result else None
-        parent_stage = stage.result.request["parent_stage"] if stage.result else None
+        parent = stage.result.request.parent if stage.result else None
+        parent_stage = stage.result.request.parent_stage if stage.result else None
         if parent and parent_stage in newest and Path(parent).name != newest[parent_stage].name:
             notes.append(
                 f"The newest {_text(stage.name)} started from an earlier {_text(parent_stage)} run "
@@ -214,16 +202,16 @@ def _plan(settings: Profile, stages: Sequence[_Stage], planned: Plan) -> str:
     for stage in stages:
         if stage.result is None:
             continue
-        plan = planned.get(stage.name, {})
-        expected, tokens = plan.get("tokens"), _tokens_logged(stage)
-        flops = plan["flops"] / expected * tokens if expected and tokens is not None and plan.get("flops") else None
-        mark = "≤ " if plan.get("bound") else ""
+        plan = planned.get(stage.name) or Cost(0)
+        expected, tokens = plan.tokens or None, _tokens_logged(stage)
+        flops = plan.flops / expected * tokens if expected and tokens is not None and plan.flops else None
+        mark = "≤ " if plan.bound else ""
         steps = [
-            _count(_planned_steps(settings, stage.name)),
-            _count(max((x["step"] for x in stage.lines), default=None)),
+            _count(plan.steps),
+            _count(max((x.step for x in stage.lines), default=None)),
         ]
         row = [_marked(mark, _count(expected)), _count(tokens), _share(tokens, expected)]
-        row += [_marked(mark, _power(plan.get("flops"))), _power(flops), duration(stage.result.seconds)]
+        row += [_marked(mark, _power(plan.flops or None)), _power(flops), duration(stage.result.seconds)]
         speed = tokens / stage.result.seconds if tokens and stage.result.seconds else None
         rows.append([_text(stage.name), *steps, *row, _count(speed)])
     if not rows:
@@ -242,10 +230,10 @@ def _plan(settings: Profile, stages: Sequence[_Stage], planned: Plan) -> str:
 def _tokens_logged(stage: _Stage) -> float | None:
     """Tokens that a stage read: a running count of training, or what every batch of rollouts or checkpoint added."""
     assert stage.result is not None
-    counts = [line["metrics"]["train/tokens_seen"] for line in stage.lines if "train/tokens_seen" in line["metrics"]]
+    counts = [line.metrics["train/tokens_seen"] for line in stage.lines if "train/tokens_seen" in line.metrics]
     if counts:
         return max(counts)
-    added = [line["metrics"][key] for line in stage.lines for key in _ADDED_TOKENS if key in line["metrics"]]
+    added = [line.metrics[key] for line in stage.lines for key in _ADDED_TOKENS if key in line.metrics]
     return sum(added) if added else _final(stage.result, "tokens")
 
 
@@ -257,13 +245,6 @@ def _share(value: float | None, of: float | None) -> str:
     return f"{value / of:.0%}" if value is not None and of else ""
 
 
-def _planned_steps(settings: Profile, stage: str) -> int | None:
-    section: Any = settings.section(stage)
-    if stage == "context-extension":
-        return sum(part.train_steps for part in section.stages)
-    return getattr(section, "train_steps", None)
-
-
 def _curves(settings: Profile, stages: Sequence[_Stage], folder: Path) -> str:
     from m1.tracking.pictures import accuracy, spanning
 
@@ -271,13 +252,20 @@ def _curves(settings: Profile, stages: Sequence[_Stage], folder: Path) -> str:
     parts = [_image(path, name) for name, path in images.items()]
     for stage in stages:
         if stage.name == "evaluate" and stage.result is not None:
-            bars = accuracy(folder / "accuracy.png", stage.result.metrics, list(settings.synthesize.tasks))
+            bars = accuracy(
+                folder / "accuracy.png", stage.result.metrics, list(settings.section("synthesize", Synthesize).tasks)
+            )
             parts += [_image(bars, "accuracy by task")] if bars else []
     return f'<h2>Across the stages</h2><div class="figures">{"".join(parts)}</div>' if parts else ""
 
 
+def _tasks(settings: Profile) -> list[str]:
+    made = settings.find("synthesize", Synthesize)
+    return list(made.tasks) if made else []
+
+
 def _details(stage: _Stage) -> str:
-    parts = [f"<h3>{_text(stage.name)}</h3><p>{_text(_ABOUT.get(stage.name, ''))}</p>"]
+    parts = [f"<h3>{_text(stage.name)}</h3><p>{_text(stage_record(stage.name).about)}</p>"]
     if stage.record is not None:
         parts.append(
             f"<p>Data set <code>{_text(stage.record.path)}</code>, DVC hash <code>{stage.record.digest}</code>, made "

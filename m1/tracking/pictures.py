@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from m1 import figures
-from m1.profile import DATA_STAGES, TRAINING_STAGES
-from m1.stage import StageResult
+from m1.run import registry
+from m1.run.contract import StageResult
+from m1.run.folder import MetricsLine
+from m1.run.stage import Kind
 
 Series = dict[str, tuple[list[float], list[float]]]
 _KINDS = {"data": "#E8F1F8", "training": "#FDEBDD", "reinforcement learning": "#E2F3EC", "check and export": "#F0F0F0"}
@@ -20,11 +21,7 @@ _COLUMNS = 4
 
 def kind_of(stage: str) -> str:
     """What sort of work a stage does, a key of the picture's legend."""
-    if stage in DATA_STAGES:
-        return "data"
-    if stage.startswith("rl-"):
-        return "reinforcement learning"
-    return "training" if stage in TRAINING_STAGES else "check and export"
+    return registry.stage(stage).kind.value
 
 
 def flow_picture(path: Path, order: Sequence[str], results: Mapping[str, StageResult], done: Sequence[str]) -> Path:
@@ -92,15 +89,15 @@ def duration(seconds: float) -> str:
 
 
 #: Figures over stages: file name -> (title, value axis, logarithmic, stages, pattern of the metric's key).
-_TRAINED = ("pretrain", "sft", "context-extension")
-_RL = ("rl-40k", "rl-80k")
-_SPANNING: dict[str, tuple[str, str, bool, tuple[str, ...], str]] = {
+_TRAINED = (Kind.TRAINING,)
+_RL = (Kind.REINFORCEMENT,)
+_SPANNING: dict[str, tuple[str, str, bool, tuple[Kind, ...], str]] = {
     "loss": ("Language-model loss, stage after stage", "loss (nats per token)", False, _TRAINED, r"(^|[/_])loss$"),
     "gradient-norm": (
         "Gradient norm, stage after stage",
         "global L2 norm",
         True,
-        TRAINING_STAGES,
+        (*_TRAINED, *_RL),
         r"(^|/)(global_)?grad(ient)?_norm$",
     ),
     "reward": (
@@ -121,28 +118,28 @@ _SPANNING: dict[str, tuple[str, str, bool, tuple[str, ...], str]] = {
 _NOT_COMPARABLE = re.compile(r"aux|z_loss|layer|position|router|balance")
 
 
-def spanning(folder: Path, order: Sequence[str], metrics: Mapping[str, list[dict[str, Any]]]) -> dict[str, Path]:
+def spanning(folder: Path, order: Sequence[str], metrics: Mapping[str, Sequence[MetricsLine]]) -> dict[str, Path]:
     """Curves over several stages, on a common axis of steps. A figure for which no stage logged anything is left out.
 
     Args:
-        metrics: stage -> lines of its metrics.jsonl (`m1.stage.read_metrics`).
+        metrics: stage -> lines of its metrics.jsonl (`m1.run.folder.read_metrics`).
 
     Returns:
         name -> image.
     """
     drawn = {}
-    for name, (title, ylabel, log, stages, pattern) in _SPANNING.items():
+    for name, (title, ylabel, log, kinds, pattern) in _SPANNING.items():
         series: Series = {}
         offset = 0.0
-        for stage in (stage for stage in order if stage in stages):
+        for stage in (stage for stage in order if registry.stage(stage).kind in kinds):
             lines = metrics.get(stage, [])
             for line in lines:
-                for key, value in line["metrics"].items():
+                for key, value in line.metrics.items():
                     if re.search(pattern, key) and not _NOT_COMPARABLE.search(key):
                         steps, values = series.setdefault(f"{stage}: {key}", ([], []))
-                        steps.append(offset + line["step"])
+                        steps.append(offset + line.step)
                         values.append(value)
-            offset += max((line["step"] for line in lines), default=-1.0) + 1
+            offset += max((line.step for line in lines), default=-1.0) + 1
         if series:
             xlabel = f"step, {' then '.join(dict.fromkeys(label.split(':')[0] for label in series))}"
             drawn[name] = figures.curve(folder / f"{name}.png", series, title, xlabel, ylabel, log=log)

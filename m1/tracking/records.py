@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from m1 import paths
+from m1.data import lock
 from m1.errors import UsageError
 
 
@@ -39,26 +38,17 @@ class DataRecord:
 
 def locked(stage: str, profile_name: str) -> DataRecord | None:
     """The record of a data stage in dvc.lock, or None."""
-    file = paths.ROOT / "dvc.lock"
-    if not file.is_file():
+    found = lock.entry(stage, profile_name)
+    if found is None:
         return None
-    try:
-        content = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not valid YAML: {error}", "Restore it with git, or run `dvc repro`.") from error
-    name = f"{stage}@{profile_name}"
-    entry = content.get("stages", {}).get(name)
-    if not entry or not entry.get("outs") or "md5" not in entry["outs"][0]:
-        return None
-    out = entry["outs"][0]
     return DataRecord(
-        name=name,
-        path=out["path"],
-        digest=out["md5"],
-        command=entry["cmd"] if isinstance(entry["cmd"], str) else " && ".join(entry["cmd"]),
-        deps=[[dep["path"], dep.get("md5") or dep.get("etag") or ""] for dep in entry.get("deps", [])],
-        params=entry.get("params", {}),
-        sources=_sources(summary(paths.ROOT / out["path"])),
+        name=found.name,
+        path=found.path,
+        digest=found.digest,
+        command=found.command,
+        deps=[list(dep) for dep in found.deps],
+        params=dict(found.params),
+        sources=_sources(summary(paths.ROOT / found.path)),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from m1.errors import ServiceError
-from m1.stage import StageResult
+from m1.run.contract import StageResult
 from m1.tracking.metrics import first_line
 
 

@@ -5,85 +5,35 @@ stage. Runs are addressed by id through MlflowClient; no process-wide "active ru
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any
 
 import yaml
 
 from m1 import paths
-from m1.errors import M1Error, ServiceError, UsageError
-from m1.profile import READS, Profile
-from m1.stage import STAGE_INFO, StageRequest, load_result
+from m1.config.profile import Profile
+from m1.errors import UsageError
+from m1.run.contract import StageRequest, load_result
+from m1.run.registry import stage as stage_record
+from m1.run.summary import StageRow
 from m1.tracking import records, registry
-from m1.tracking.stage_run import TAG_LENGTH, StageTracker
+from m1.tracking.server import TAG_LENGTH, Server
+from m1.tracking.stage_run import StageTracker, origin_tags
 
-CONNECT_SECONDS = 5.0
 #: Digits that name a run. Fewer are no id: `m1-tiny/99` is a version, there or not, never the run that begins with 99.
 SHORTEST_RUN_ID = 4
 _PARAMETERS_PER_REQUEST = 100
 
 
-class SummaryRow(TypedDict, total=False):
-    """One stage in a flow run's summary.
-
-    `state` is "ran", "skipped" or "failed"; `seconds` what the stage took in all, `own_seconds` its own process in it.
-    Other keys are kept in summary.json.
-    """
-
-    stage: Required[str]
-    state: str
-    seconds: float
-    own_seconds: float
-    metric: str
-    before: float | None
-    after: float | None
-    output: str
-
-
-class Tracker:
-    """Connection to one MLflow server. Make one with `connect`."""
+class Tracker(Server):
+    """Records flow runs and their stages. Make one with `connect`."""
 
     def __init__(self, uri: str) -> None:
-        from mlflow import MlflowClient
-
-        self.uri = uri
-        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        super().__init__(uri)
         self._profiles: dict[str, Profile] = {}
-
-    @classmethod
-    def connect(cls, uri: str) -> Tracker:
-        """Check that an MLflow server answers at `uri` (for example "http://127.0.0.1:5000").
-
-        Raises:
-            ServiceError: nothing answers within a few seconds, or it is not MLflow.
-        """
-        uri = uri.rstrip("/")
-        # MLflow's own patience (7 tries of up to 120 s) would let a dead server hold up a flow for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        mend = "Start it with `m1 up`; `m1 status` shows what runs where."
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=CONNECT_SECONDS) as answer:
-                healthy = answer.read(64).strip() == b"OK"
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise ServiceError(f"no MLflow server answers at {uri} ({reason})", mend) from error
-        if not healthy:
-            raise ServiceError(f"what answers at {uri} is not an MLflow server", mend)
-        return cls(uri)
-
-    def url(self, run: Any) -> str:
-        """Page of a run in the MLflow UI."""
-        return f"{self.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
     def start_flow_run(self, profile: Profile, prefect_run_id: str, prefect_url: str | None) -> str:
         """Open the parent run of a flow run, in the experiment `m1-<profile>`, and close what dead ones left open.
@@ -96,7 +46,7 @@ class Tracker:
         with registry.service(self.uri):
             experiment = self._experiment(profile.name)
             # One flow run per profile at a time: whatever is RUNNING now belongs to a process that is gone.
-            for stale in self._runs(experiment, "attributes.status = 'RUNNING'", ViewType.ALL):
+            for stale in self.runs(experiment, "attributes.status = 'RUNNING'", ViewType.ALL):
                 self.tag(stale.info.run_id, {"error": f"still RUNNING when flow run {prefect_run_id} started"})
                 self.client.set_terminated(stale.info.run_id, "KILLED")
             tags = {
@@ -133,7 +83,7 @@ class Tracker:
         with registry.service(self.uri):
             flow = self.client.get_run(flow_run_id)
             experiment = flow.info.experiment_id
-            earlier = self._runs(experiment, f"tags.`mlflow.parentRunId` = '{flow_run_id}' and tags.stage = '{stage}'")
+            earlier = self.runs(experiment, f"tags.`mlflow.parentRunId` = '{flow_run_id}' and tags.stage = '{stage}'")
             if attempt and (run := next(earlier, None)) is not None:
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 self.tag(run.info.run_id, {"attempt": str(attempt)})
@@ -151,7 +101,7 @@ class Tracker:
                 tags |= {"fingerprint": request.fingerprint, "path": records.relative(request.output)}
                 tags |= self._upstream_tags(request, settings.name)
                 tags |= {f"dvc.{name}": digest for name, digest in request.data_digests.items()}
-                tags |= {f"init_from_{part}": value for part, value in (request.init_from or {}).items()}
+                tags |= origin_tags(request)
             name = f"{stage}-{request.fingerprint[:8]}" if request else stage
             run = self.client.create_run(experiment, run_name=name, tags=_filled(tags))
             self._log_parameters(run.info.run_id, settings, stage)
@@ -163,7 +113,7 @@ class Tracker:
         self,
         flow_run_id: str,
         status: str,
-        rows: Sequence[SummaryRow],
+        rows: Sequence[StageRow],
         *,
         total_seconds: float | None = None,
         artifacts: Sequence[Path] = (),
@@ -180,17 +130,17 @@ class Tracker:
         with registry.service(self.uri):
             run = self.client.get_run(flow_run_id)
             total = total_seconds if total_seconds is not None else time.time() - run.info.start_time / 1000
-            own = sum(row.get("own_seconds") or 0.0 for row in rows)
+            own = sum(row.seconds for row in rows)
             metrics = {
                 "total_seconds": total,
                 "stage_seconds": own,
                 "orchestration_share": max(0.0, 1 - own / total) if total > 0 else 0.0,
-                "stages_run": float(sum(row.get("state") == "ran" for row in rows)),
-                "stages_skipped": float(sum(row.get("state") == "skipped" for row in rows)),
+                "stages_run": float(sum(row.status == "ran" for row in rows)),
+                "stages_skipped": float(sum(row.status == "skipped" for row in rows)),
             }
             now = int(time.time() * 1000)
             self.client.log_batch(flow_run_id, [Metric(name, value, now, 0) for name, value in metrics.items()])
-            content = {"status": status, "metrics": metrics, "stages": list(rows)}
+            content = {"status": status, "metrics": metrics, "stages": [row.to_json() for row in rows]}
             self.client.log_text(flow_run_id, json.dumps(content, indent=1), "summary.json")
             self.client.log_text(flow_run_id, summary_table(rows), "summary.md")
             for file in artifacts:
@@ -240,42 +190,11 @@ class Tracker:
         experiment = self.client.get_experiment_by_name(registry.model_name(profile_name))
         if experiment is None or not reference:
             return []
-        runs = list(self._runs(experiment.experiment_id, ""))
+        runs = list(self.runs(experiment.experiment_id, ""))
         named = [run for run in runs if run.info.run_name == reference]
         if named or len(reference) < SHORTEST_RUN_ID:
             return named
         return [run for run in runs if run.info.run_id.startswith(reference.lower())]
-
-    def original_run(self, profile_name: str, fingerprint: str, *, apart_from: str = "") -> Any | None:
-        """Newest run that did the work of this fingerprint (rather than skipped it), or None.
-
-        One that ended well comes before one that did not: the work of a run whose end MLflow missed may still be done.
-        """
-        experiment = self.client.get_experiment_by_name(registry.model_name(profile_name))
-        if experiment is None:
-            return None
-        found = None
-        for run in self._runs(experiment.experiment_id, f"tags.fingerprint = '{fingerprint}'"):
-            if "skipped" in run.data.tags or run.info.run_id == apart_from:
-                continue
-            if run.info.status == "FINISHED":
-                return run
-            found = found or run
-        return found
-
-    def parent_fingerprint(self, folder: str) -> str | None:
-        """Fingerprint of the run folder a request starts from, None if the folder is gone or damaged."""
-        try:
-            result = load_result(Path(folder))
-        except M1Error:
-            return None
-        return result.fingerprint if result else None
-
-    def tag(self, run_id: str, tags: dict[str, str]) -> None:
-        """Set several tags at once, cut to MLflow's length."""
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(run_id, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
 
     def _experiment(self, profile_name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -293,18 +212,6 @@ class Tracker:
         if found.lifecycle_stage == "deleted":  # in the UI's bin, from where its name stays taken
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
-
-    def _runs(self, experiment: str, wanted: str, view: int = 1) -> Iterator[Any]:
-        """Runs that match a filter, the newest first (view 1: those not deleted)."""
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [experiment], wanted, run_view_type=view, order_by=["attributes.start_time DESC"], page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
 
     def _code_tags(self) -> dict[str, str]:
         revision = records.git_revision()
@@ -329,7 +236,9 @@ class Tracker:
         from mlflow.entities import Param
 
         values = profile.to_dict()
-        own = {name: values[name] for name in STAGE_INFO[stage].sections} | {"seed": values["seed"]}
+        record = stage_record(stage)
+        names = dict.fromkeys((stage, *(part.partition(".")[0] for part in record.settings), "seed"))
+        own = {name: values[name] for name in names}
         parameters = [Param(key[:250], text[:6000]) for key, text in flatten(own).items()]
         for start in range(0, len(parameters), _PARAMETERS_PER_REQUEST):
             self.client.log_batch(run_id, params=parameters[start : start + _PARAMETERS_PER_REQUEST])
@@ -347,7 +256,7 @@ class Tracker:
         from m1.tracking.datasets import dataset_input
 
         inputs = []
-        for name in READS[stage]:
+        for name in stage_record(stage).reads:
             record = records.locked(name, profile_name)
             digest = request.data_digests.get(name) if request else record.digest if record else None
             if digest is None:
@@ -389,13 +298,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def summary_table(rows: Sequence[SummaryRow]) -> str:
+def summary_table(rows: Sequence[StageRow]) -> str:
     """The rows as a Markdown table."""
     lines = ["| stage | state | time | key metric | before | after | output |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        before, after = ("" if value is None else f"{value:.4g}" for value in (row.get("before"), row.get("after")))
-        seconds = "" if row.get("seconds") is None else f"{row['seconds']:.1f} s"
-        cells = [row["stage"], row.get("state"), seconds, row.get("metric"), before, after, row.get("output")]
+        before, after = ("" if value is None else f"{value:.4g}" for value in (row.before, row.after))
+        cells = [row.stage, row.status, f"{row.seconds:.1f} s", row.key_metric, before, after, row.output]
         lines.append(f"| {' | '.join(cell or '' for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -7,19 +7,16 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m1 import paths
+from m1.config.profile import Profile
 from m1.errors import UsageError
-from m1.profile import Profile
-from m1.stage import StageRequest, StageResult
+from m1.run.contract import StageRequest, StageResult
 from m1.tracking import records, registry
 from m1.tracking.metrics import MAX_KEYS, Follower, MetricKeys
+from m1.tracking.server import Server
 
-if TYPE_CHECKING:
-    from m1.tracking.runs import Tracker
-
-TAG_LENGTH = 8000  # MLflow's limit of a run tag's value
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +28,7 @@ class StageTracker:
         url: page of the run in the MLflow UI.
     """
 
-    def __init__(self, tracker: Tracker, run: Any, profile: Profile, stage: str, request: StageRequest | None) -> None:
+    def __init__(self, tracker: Server, run: Any, profile: Profile, stage: str, request: StageRequest | None) -> None:
         self._tracker, self._client, self._run = tracker, tracker.client, run
         self._profile, self._stage, self._request = profile, stage, request
         self.run_id: str = run.info.run_id
@@ -179,17 +176,20 @@ class StageTracker:
             "profile": self._profile.name,
             "stage": result.stage,
             "fingerprint": result.fingerprint,
-            "path": records.relative(request["output"]),
+            "path": records.relative(request.output),
             "checkpoint": result.checkpoint or "",
             "git_commit": maker.data.tags["git_commit"] if maker else "",
             "run_id": maker.info.run_id if maker else self.run_id,
         }
-        tags |= {f"dvc.{data}": digest for data, digest in request["data_digests"].items()}
-        tags |= {f"init_from_{part}": value for part, value in (request.get("init_from") or {}).items()}
-        if request["parent"]:
-            parent_fingerprint = self._tracker.parent_fingerprint(request["parent"])
+        tags |= {f"dvc.{data}": digest for data, digest in request.data_digests.items()}
+        tags |= origin_tags(request)
+        if request.parent:
+            parent_fingerprint = self._tracker.parent_fingerprint(request.parent)
             parent = registry.find_version(self._client, name, parent_fingerprint) if parent_fingerprint else None
-            tags |= {"upstream_fingerprint": parent_fingerprint or "missing", "upstream_stage": request["parent_stage"]}
+            tags |= {
+                "upstream_fingerprint": parent_fingerprint or "missing",
+                "upstream_stage": request.parent_stage or "",
+            }
             tags["upstream_version"] = parent.version if parent else "missing"
         filled = {key: value for key, value in tags.items() if value}
         return registry.register(self._client, maker or self._run, result, filled)
@@ -200,3 +200,10 @@ class StageTracker:
 
     def _tag(self, **tags: str) -> None:
         self._tracker.tag(self.run_id, {key: value for key, value in tags.items() if value})
+
+
+def origin_tags(request: StageRequest) -> dict[str, str]:
+    """Tags that name the base model a stage starts from, if it does."""
+    if request.origin is None:
+        return {}
+    return {"init_from_folder": request.origin.folder, "init_from_digest": request.origin.digest}

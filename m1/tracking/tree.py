@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from m1 import paths
 from m1.errors import UsageError
-from m1.profile import DATA_STAGES
+from m1.run.registry import data_stages
 from m1.tracking import records, registry
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Walk:
             node["missing"].append(f"MLflow run {version.run_id if version else '?'}")
         if node["path"] != MISSING and not (paths.ROOT / node["path"] / "result.json").is_file():
             node["missing"].append(f"run folder {node['path']}")
-        read = [name for name in DATA_STAGES if f"dvc.{name}" in tags]
+        read = [name for name in data_stages() if f"dvc.{name}" in tags]
         node["data"] = [self.data_set(node["profile"], name, tags[f"dvc.{name}"]) for name in read]
         if "init_from_folder" in tags:
             node["base"] = {part: tags.get(f"init_from_{part}", MISSING) for part in ("folder", "digest")}
@@ -154,7 +154,7 @@ class _Walk:
             return node
         node |= {"path": record.path, "command": record.command, "params": record.params, "sources": record.sources}
         for path, hash_ in record.deps:
-            upstream = next((other for other in DATA_STAGES if path == f"data/{profile_name}/{other}"), None)
+            upstream = next((other for other in data_stages() if path == f"data/{profile_name}/{other}"), None)
             if upstream is None:
                 node["deps"].append({"path": path, "md5": hash_})
             else:

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m1 import paths
+from m1.config.pretrain import Pretrain
+from m1.config.profile import Profile
 from m1.errors import StageFailed, UsageError
-from m1.profile import Profile
-from m1.stage import KEEP_MEMORY
+from m1.training.environment import KEEP_MEMORY
 
 #: Tokens of a step at every sequence length, as far as they fill one sequence for each core.
 TOKENS = 8192
@@ -207,7 +208,7 @@ def _one_length(
     write: Callable[[dict[str, Any]], None],
 ) -> None:
     def task(side: Literal["ours", "peer"], way: Way) -> Task:
-        optimizer = {"weight_decay": 0.1, **settings.pretrain.optimizer.model_dump()}
+        optimizer = {"weight_decay": 0.1, **settings.section("pretrain", Pretrain).optimizer.model_dump()}
         model = settings.model.model_dump()
         weights = str(folder / "weights")
         return Task(

@@ -20,7 +20,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m1.profile import Model, Optimizer, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 from m1.training.bench import Task, Way
 
 LEARNING_RATE = 1e-4
@@ -115,7 +117,7 @@ class Ours:
         """The present weights and their configuration, as transformers reads them."""
         from safetensors.torch import save_file
 
-        from m1.model.convert import to_transformers, transformers_config
+        from m1.formats.convert import to_transformers, transformers_config
 
         model = self.trainer.model
         folder.mkdir(parents=True, exist_ok=True)

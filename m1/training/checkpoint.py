@@ -29,9 +29,10 @@ import torch
 import torch.distributed
 from torch.distributed.checkpoint import CheckpointException
 
+from m1.config.model import Model
+from m1.config.parallel import Parallel
 from m1.errors import M1Error, UsageError
-from m1.profile import Model, Parallel
-from m1.stage import write_json
+from m1.files import write_json
 from m1.training import random_state
 
 MANIFEST = "manifest.json"

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from m1 import figures
-from m1.stage import StageContext
-
-
-def series(context: StageContext, key: str) -> tuple[list[float], list[float]]:
-    """(steps, values) of one metric."""
-    lines = [(line["step"], line["metrics"][key]) for line in context.read_metrics() if key in line["metrics"]]
-    return [float(step) for step, _ in lines], [value for _, value in lines]
+from m1.run.contract import StageContext
 
 
 def training_figures(context: StageContext) -> list[Path]:
@@ -19,10 +13,10 @@ def training_figures(context: StageContext) -> list[Path]:
     if context.rank != 0:
         return []
     folder = context.figures_dir()
-    loss = {"training": series(context, "train/loss")}
-    if (held_out := series(context, "heldout/loss"))[0]:
+    loss = {"training": context.series("train/loss")}
+    if (held_out := context.series("heldout/loss"))[0]:
         loss["held-out"] = held_out
     figures.curve(folder / "loss.png", loss, f"{context.stage}: loss", "step", "loss per token (nats)")
-    norm = {"gradient norm": series(context, "train/grad_norm")}
+    norm = {"gradient norm": context.series("train/grad_norm")}
     figures.curve(folder / "gradient_norm.png", norm, f"{context.stage}: gradient norm", "step", "norm", log=True)
     return [folder / "loss.png", folder / "gradient_norm.png"]

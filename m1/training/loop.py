@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from m1.profile import LearningRate
-from m1.stage import StageContext
+from m1.config.training import LearningRate
+from m1.run.contract import StageContext
 from m1.training import parallel
 from m1.training.batch import Batch
 from m1.training.saving import Saver

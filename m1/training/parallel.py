@@ -5,13 +5,17 @@ from __future__ import annotations
 import datetime
 import os
 import random
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy
 import torch
 import torch.distributed
 
+from m1.config.parallel import Parallel
 from m1.model import devices
-from m1.profile import Parallel
+
+T = TypeVar("T")
 
 
 def initialize(parallel: Parallel, seed: int) -> None:
@@ -79,3 +83,17 @@ def data_parallel_size() -> int:
     from megatron.core import parallel_state
 
     return parallel_state.get_data_parallel_world_size()
+
+
+def share_of_rank(items: Sequence[T]) -> list[T]:
+    """The items this data-parallel rank works on; `gather_shares` puts the results back in order."""
+    return list(items[data_parallel_rank() :: data_parallel_size()])
+
+
+def gather_shares(mine: list[T], total: int) -> list[T]:
+    """Every rank's results, in the order of the items that `share_of_rank` split; the same list on every rank."""
+    from megatron.core import parallel_state
+
+    shares: list[list[T]] = [[] for _ in range(parallel_state.get_data_parallel_world_size())]
+    torch.distributed.all_gather_object(shares, mine, group=parallel_state.get_data_parallel_group())
+    return [shares[i % len(shares)][i // len(shares)] for i in range(total)]

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import torch.distributed
 
+from m1.config.running import Checkpoints
 from m1.errors import Checkpointed, UsageError
-from m1.profile import Checkpoints
-from m1.stage import StageContext
+from m1.run.contract import StageContext
 from m1.training import checkpoint
 from m1.training.stopping import StopRequest
 from m1.training.trainer import Trainer

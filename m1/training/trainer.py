@@ -12,12 +12,15 @@ from torch import Tensor
 
 import m1.model  # noqa: F401  (prepares Megatron-core for this machine)
 from kernels.fused import label_logprobs
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 from m1.errors import M1Error
-from m1.interchange import Base
+from m1.formats import weights as base
+from m1.formats.folder import Base
 from m1.model.attention import Packing
 from m1.model.hybrid import HybridModel, build_model
-from m1.profile import Model, Optimizer, Parallel
-from m1.training import base, checkpoint
+from m1.training import checkpoint
 from m1.training.batch import Batch
 from m1.training.routing import Routing
 
@@ -405,7 +408,7 @@ class Trainer:
         return state
 
     def load_base(self, found: Base) -> list[str]:
-        """Take the weights of a base model (`m1.interchange.inspect`), with a fresh optimizer; returns notes."""
+        """Take the weights of a base model (`m1.folder.inspect`), with a fresh optimizer; returns notes."""
         notes = [note for chunk in self.chunks for note in base.load(found, chunk)]
         self.optimizer.reload_model_params()
         return list(dict.fromkeys(notes))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 import torch.distributed
 
-from m1 import figures
-from m1.stage import StageContext
+from m1.config.context_extension import ContextExtension
+from m1.run.contract import StageContext
 from m1.training import parallel
 from m1.training.batch import full_batch
 from m1.training.data import TokenStream, share
 from m1.training.retrieval import Retrieval
 from m1.training.trainer import Trainer
 
+Context = StageContext[ContextExtension]
 POSITION_BINS = 16
 HELD_OUT_TOKENS = 65_536
 
 
-def measure(context: StageContext, trainer: Trainer, retrieval: Retrieval, length: int) -> dict[str, Any]:
+def measure(context: Context, trainer: Trainer, retrieval: Retrieval, length: int) -> dict[str, Any]:
     """Probe the model at one length; the same questions and texts for the same profile seed.
 
     Returns:
@@ -44,9 +44,9 @@ def measure(context: StageContext, trainer: Trainer, retrieval: Retrieval, lengt
     }
 
 
-def _retrieval(context: StageContext, trainer: Trainer, retrieval: Retrieval, length: int) -> numpy.ndarray:
+def _retrieval(context: Context, trainer: Trainer, retrieval: Retrieval, length: int) -> numpy.ndarray:
     """1.0 or 0.0 per probe, ordered by the depth of its fact; ranks share the probes."""
-    count = context.profile.context_extension.probes
+    count = context.section.probes
     stream = TokenStream(context.data["tokens"] / "heldout", length, 1)
     correct = torch.zeros(count, device=torch.cuda.current_device())
     for index, counts in _shares(count):
@@ -68,7 +68,7 @@ def _shares(count: int) -> list[tuple[int, bool]]:
     return [(i % count, i < count) for i in share(list(range(-(-count // ranks) * ranks)), rank, ranks)]
 
 
-def _loss_by_position(context: StageContext, trainer: Trainer, length: int) -> list[float]:
+def _loss_by_position(context: Context, trainer: Trainer, length: int) -> list[float]:
     """Mean held-out loss (nats) in equal bins of positions."""
     stream = TokenStream(context.data["tokens"] / "heldout", length, 0)
     count = min(stream.num_sequences, max(parallel.data_parallel_size(), HELD_OUT_TOKENS // length))
@@ -86,20 +86,3 @@ def _group() -> Any:
     from megatron.core import parallel_state
 
     return parallel_state.get_data_parallel_group()
-
-
-def draw(context: StageContext, probes: list[dict[str, Any]]) -> list[Path]:
-    """Held-out loss by position, and retrieval by depth, one line per stage."""
-    folder = context.figures_dir()
-    named = [("before", probes[0]), *((f"after {p['length']}", p) for p in probes[1:])]
-    loss = {name: (p["positions"], p["loss_by_position"]) for name, p in named}
-    figures.position_curve(folder / "loss_by_position.png", loss)
-    depth = {name: ([10.0, 30.0, 50.0, 70.0, 90.0], p["by_depth"]) for name, p in named}
-    figures.curve(
-        folder / "retrieval_by_depth.png",
-        depth,
-        "Retrieval by depth",
-        "depth of the fact (% of the text)",
-        "share right",
-    )
-    return [folder / "loss_by_position.png", folder / "retrieval_by_depth.png"]

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from m1 import figures
+from m1.config.context_extension import ContextExtension, ExtensionStage
+from m1.config.sft import Sft
 from m1.errors import M1Error
-from m1.profile import ContextExtension, ExtensionStage
-from m1.stage import StageContext, StageResult
+from m1.run.contract import StageContext, StageResult
 from m1.tokenizer import load_tokenizer
 from m1.training import loop, parallel
 from m1.training.batch import Batch
 from m1.training.data import Sample, TokenStream, read_samples, sample_batches, share, shuffled
-from m1.training.figures import series, training_figures
+from m1.training.figures import training_figures
 from m1.training.retrieval import Retrieval
 from m1.training.saving import Saver
 from m1.training.trainer import Trainer, language_model_loss
-from stages.context_extension import probe
+from stages.context_extension import figures, probe
 
 
-def run(context: StageContext) -> StageResult:
-    settings, profile = context.profile.context_extension, context.profile
+def run(context: StageContext[ContextExtension]) -> StageResult:
+    settings, profile = context.section, context.profile
     loop.start(context)
     trainer = Trainer(
         profile.model,
@@ -54,14 +54,14 @@ def run(context: StageContext) -> StageResult:
 
 
 def _extend(
-    context: StageContext,
+    context: StageContext[ContextExtension],
     saver: Saver,
     number: int,
     state: dict,
     batches: Callable[[int], list[Batch]],
 ) -> None:
     """Train one stage at its length and RoPE base, from the step that `state` says; a gradient explosion stops it."""
-    settings: ContextExtension = context.section
+    settings = context.section
     trainer, stage = saver.trainer, settings.stages[number]
     trainer.set_rotary_base(stage.rotary_base)
     total = sum(s.train_steps for s in settings.stages)
@@ -101,7 +101,7 @@ def _extend(
 
 
 def _batches(
-    context: StageContext,
+    context: StageContext[ContextExtension],
     settings: ContextExtension,
     number: int,
     retrieval: Retrieval,
@@ -124,7 +124,7 @@ def _batches(
         if replay:
             count = settings.replay_samples
             chosen = [replay[shuffled(len(replay), seed + number, i)] for i in range(step * count, (step + 1) * count)]
-            packed = context.profile.sft.packed
+            packed = context.profile.section("sft", Sft).packed
             for batch in sample_batches(chosen, count // ranks, rank, ranks, packed=packed):
                 batch.loss_mask *= settings.answer_weight
                 result.append(batch)
@@ -133,27 +133,24 @@ def _batches(
     return batches
 
 
-def _replay(context: StageContext) -> list[Sample]:
+def _replay(context: StageContext[ContextExtension]) -> list[Sample]:
     """Worked answers to mix in, if the model has been through SFT already."""
-    if context.profile.context_extension.replay_samples == 0:
+    if context.section.replay_samples == 0:
         return []
-    if "sft" not in [stage for stage, _ in context.request.history]:
+    if "sft" not in [upstream.stage for upstream in context.request.history]:
         return []
     tokenizer = load_tokenizer(context.data["tokenizer"])
-    return read_samples(context.data["sft-data"] / "train.jsonl", tokenizer, context.profile.sft.sequence_length)
+    return read_samples(
+        context.data["sft-data"] / "train.jsonl", tokenizer, context.profile.section("sft", Sft).sequence_length
+    )
 
 
-def _finish(context: StageContext, final: Path, state: dict) -> StageResult:
+def _finish(context: StageContext[ContextExtension], final: Path, state: dict) -> StageResult:
     """Figures and result: retrieval and held-out loss by position after every stage."""
     probes = state["probes"]
     drawn: list[Path] = []
     if context.rank == 0:
-        drawn = [*training_figures(context), *probe.draw(context, probes)]
-        keys = [f"layers/grad_norm_{layer:02d}" for layer in range(context.profile.model.num_layers)]
-        norms = {f"layer {i}": series(context, key) for i, key in enumerate(keys)}
-        path = context.figures_dir() / "gradient_norm_by_layer.png"
-        figures.curve(path, norms, "context-extension: gradient norm by layer", "step", "norm", log=True)
-        drawn.append(path)
+        drawn = [*training_figures(context), *figures.draw(context, probes)]
     before, after = probes[0]["retrieval"], probes[-1]["retrieval"]
     length = probes[-1]["length"]
     metrics = {k: v for measured in probes[1:] for k, v in measured["metrics"].items()}

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from m1.data.corpus_spec import CorpusSpec, Filters, HubSource, Source
 from m1.errors import UsageError
 from stages.corpus import filters, mixture
 from stages.corpus.dedup import find_duplicates
 from stages.corpus.extract import extract
 from stages.corpus.read import Files, read_files, read_rows
-from stages.corpus.spec import CorpusSpec, Filters, HubSource, Source
 
 
 @dataclass

@@ -14,8 +14,8 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import TextNormConfig
 
+from m1.data.corpus_spec import NearDuplicates
 from stages.corpus.filters import WORDS
-from stages.corpus.spec import NearDuplicates
 
 
 def content_hash(text: str) -> str:

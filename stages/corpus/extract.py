@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from stages.corpus.spec import Format
+from m1.data.corpus_spec import Format
 
 _CONTROL = {c: None for c in range(32) if chr(c) not in "\n\t"} | {c: None for c in (127, *range(128, 160))}
 _CONTROL |= {c: None for c in (0xFEFF, 0x200B, 0x2060, 0x00AD)}  # byte order mark, zero-width characters, soft hyphen

@@ -14,7 +14,7 @@ from datatrove.data import Document as TroveDocument
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from stages.corpus.spec import CodeRules, Filters
+from m1.data.corpus_spec import CodeRules, Filters
 
 #: A filter maps a text to the reason for rejecting it, or None to keep it.
 Filter = Callable[[str], str | None]

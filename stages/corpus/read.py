@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from m1.data.corpus_spec import DebianSource, HubSource, LocalSource, PypiSource
+from m1.data.fetch import fetch
 from m1.errors import M1Error, UsageError
-from stages.corpus.fetch import fetch
-from stages.corpus.spec import DebianSource, HubSource, LocalSource, PypiSource
 
 FileSource = PypiSource | DebianSource | LocalSource
 

@@ -1,7 +1,4 @@
-"""`python -m stages.evaluate --profile <profile>`."""
-
-from m1.stage import main
-from stages.evaluate.run import run
+from infra.stage_command import main
 
 if __name__ == "__main__":
-    main(run)
+    main("stages.evaluate")

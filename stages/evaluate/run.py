@@ -2,170 +2,149 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from m1 import figures
+from infra.tools import Tools
+from m1.config.evaluate import Evaluate
+from m1.config.families import PLAIN
 from m1.errors import UsageError
-from m1.model.decoder import Decoder
-from m1.stage import StageContext, StageResult, checkpoint_of, write_json
+from m1.files import write_json, write_rows
+from m1.rollout.engine import RolloutEngine, Sampling
+from m1.rollout.recurrent import RecurrentEngine
+from m1.run.contract import StageContext, StageResult, Upstream, checkpoint_of
+from m1.tasks.asking import Asked, Pool, opened
+from m1.tasks.families import demands
+from m1.tasks.pass_rate import MEAN, Answered, accuracy_by_task, evaluate_prompts
 from m1.tokenizer import Tokenizer, load_tokenizer
 from m1.training import checkpoint, loop, parallel
-from stages.evaluate import swe_report
-from stages.evaluate.pass_rate import Accuracy, Answered, accuracy_by_task, evaluate_prompts
-from stages.evaluate.prompts import first_of_each_task, open_swe, read_prompts
-from stages.evaluate.swe_report import Resolved
-
-if TYPE_CHECKING:
-    from stages.evaluate.swe import Answered as SweAnswered
-    from stages.evaluate.swe import Swe
+from stages.evaluate import figures
+from stages.evaluate.tables import Tables, as_json, final_metrics, sentences
 
 #: Prompts per task whose responses are written out for reading.
 SHOWN = 3
 
 
-def run(context: StageContext) -> StageResult:
-    """pass@1 by task and checkpoint: `pass_at_1.json`, a figure, and `samples/<stage>.jsonl` to read.
-
-    Where the profile asks for software-engineering tasks, `swe.json`, a figure and `samples/swe-<stage>.jsonl` as well:
-    the share resolved, by kind of task, of the packages that nothing was trained on.
-    """
+def run(context: StageContext[Evaluate]) -> StageResult:
+    """pass@1 by family, task and checkpoint: a JSON file and a figure for each family, and `samples/` to read."""
     loop.start(context)
     tokenizer = load_tokenizer(context.data["tokenizer"])
-    with open_swe(context, "heldout", tokenizer) as (swe, said):
-        result = _evaluate(context, tokenizer, swe, said)
+    families = {name: part.prompts for name, part in context.section.asked().items()}
+    with opened(context, "heldout", tokenizer, families, demands(context.profile, families), Tools()) as asked:
+        result = _evaluate(context, tokenizer, asked)
     parallel.shutdown()
     return result
 
 
-def _evaluate(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: list[str]) -> StageResult:
-    settings, section = context.profile, context.section
-    prompts = first_of_each_task(
-        read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.prompts_per_task
-    )
+def _evaluate(context: StageContext[Evaluate], tokenizer: Tokenizer, asked: Asked) -> StageResult:
     chosen = checkpoints_to_evaluate(context.request.history)
-    table: dict[str, dict[str, Accuracy]] = {}
-    resolved: dict[str, dict[str, Resolved]] = {}
-    for number, (stage, folder) in enumerate(chosen):
-        context.progress(number, len(chosen), stage)
-        model = checkpoint.load_model(checkpoint_of(Path(folder)), settings.model, settings.parallel)
-        few = section.prompts_per_task_before_sft
-        before_sft = number == 0 and any(name == "sft" for name, _ in chosen[1:])
-        asked = first_of_each_task(prompts, few) if before_sft and few is not None else prompts
-        decoder = Decoder(model)
-        answered = evaluate_prompts(
-            decoder,
-            tokenizer,
-            asked,
-            samples=section.samples_per_prompt,
-            max_new_tokens=section.max_new_tokens,
-            temperature=section.temperature,
-            top_p=section.top_p,
-            seed=f"{settings.seed}/evaluate",
-        )
-        table[stage] = accuracy_by_task(answered)
-        values = {f"pass@1/{stage}/{task}": entry.value for task, entry in table[stage].items()}
-        lengths = [len(rollout.tokens) for item in answered for rollout in item.rollouts]
-        values[f"response_length/{stage}"] = sum(lengths) / len(lengths)
-        read = sum(len(prompt.tokens) for prompt in asked) * section.samples_per_prompt
-        values["evaluate/tokens"] = float(sum(lengths) + read)
-        if swe is not None:
-            limit = min(section.swe.tasks_per_kind, few) if before_sft and few else section.swe.tasks_per_kind
-            tasks = first_of_each_task(swe.prompts, limit)
-            solved = swe.evaluate(
-                decoder,
-                tokenizer,
-                tasks,
-                samples=section.swe.samples_per_task,
-                max_new_tokens=section.swe.max_new_tokens or section.max_new_tokens,
-                temperature=section.temperature,
-                top_p=section.top_p,
-                seed=f"{settings.seed}/evaluate",
-            )
-            resolved[stage] = swe_report.resolved_by_kind(solved)
-            values |= swe_report.metrics(stage, resolved[stage])
-            sampled = sum(len(rollout.tokens) for item in solved for rollout in item.rollouts)
-            read = sum(len(prompt.tokens) for prompt in tasks) * section.swe.samples_per_task
-            values["evaluate/tokens"] += sampled + read
+    tables: dict[str, Tables] = {name: {} for name in asked.pools}
+    for number, upstream in enumerate(chosen):
+        context.progress(number, len(chosen), upstream.stage)
+        model = checkpoint.load_model(checkpoint_of(upstream.folder), context.profile.model, context.profile.parallel)
+        engine = RecurrentEngine(model, tokenizer.eos_id)
+        before_sft = number == 0 and any(later.stage == "sft" for later in chosen[1:])
+        values = {"evaluate/tokens": 0.0}
+        for pool in asked.pools.values():
+            answered = _ask(context, engine, tokenizer, pool, few=before_sft)
+            table = tables[pool.family][upstream.stage] = accuracy_by_task(answered)
+            values |= final_metrics(pool.family, {upstream.stage: table}, errors=False)
+            values |= _length(pool.family, upstream.stage, answered)
+            values["evaluate/tokens"] += _tokens_of(pool, answered)
             if context.rank == 0:
-                write_samples(context.output / "samples" / f"swe-{stage}.jsonl", solved)
+                write_samples(context.output / "samples" / _samples_file(pool.family, upstream.stage), answered)
         context.log_metrics(number, values)
-        if context.rank == 0:
-            write_samples(context.output / "samples" / f"{stage}.jsonl", answered)
     context.progress(len(chosen), len(chosen))
-    means = [table[stage]["mean"].value for stage, _ in chosen]
-    final = {f"pass@1/{stage}/{task}": entry.value for stage, row in table.items() for task, entry in row.items()}
-    final |= {f"pass@1_error/{stage}": row["mean"].standard_error for stage, row in table.items()}
-    for stage, kinds in resolved.items():
-        final |= swe_report.metrics(stage, kinds)
-    drawn = []
+    return _finish(context, asked, tables)
+
+
+def _ask(
+    context: StageContext[Evaluate], engine: RolloutEngine, tokenizer: Tokenizer, pool: Pool, *, few: bool
+) -> list[Answered]:
+    """Responses of one checkpoint to one family; `few` asks as little as the section wants of one before SFT."""
+    section = context.section
+    part = section.asked()[pool.family]
+    return evaluate_prompts(
+        engine,
+        tokenizer,
+        pool,
+        pool.limited(part.before_sft if few else part.per_task),
+        Sampling(part.max_new_tokens, section.temperature, section.top_p),
+        samples=part.samples,
+        seed=f"{context.profile.seed}/evaluate",
+    )
+
+
+def _tokens_of(pool: Pool, answered: Sequence[Answered]) -> float:
+    """Tokens generated, and tokens of the prompts read for them."""
+    lengths = {prompt.row.id: len(prompt.tokens) for prompt in pool.prompts}
+    return float(sum(item.tokens + lengths[item.row.id] * len(item.rollouts) for item in answered))
+
+
+def _length(family: str, stage: str, answered: Sequence[Answered]) -> dict[str, float]:
+    name = "response_length" if family == PLAIN else f"{family}/response_length"
+    return {f"{name}/{stage}": sum(item.tokens for item in answered) / sum(len(item.rollouts) for item in answered)}
+
+
+def _samples_file(family: str, stage: str) -> str:
+    return f"{stage}.jsonl" if family == PLAIN else f"{family}-{stage}.jsonl"
+
+
+def _finish(context: StageContext[Evaluate], asked: Asked, tables: Mapping[str, Tables]) -> StageResult:
+    drawn: list[Path] = []
     if context.rank == 0:
-        write_json(context.output / "pass_at_1.json", _plain(table))
-        tasks = list(table[chosen[0][0]])
-        series = {stage: [row[task].value for task in tasks] for stage, row in table.items()}
-        file = context.figures_dir() / "pass_at_1.png"
-        drawn = [figures.bars_by_group(file, tasks, series, "Held-out accuracy by task and checkpoint", "pass@1")]
-        if section.swe is not None:
-            drawn += swe_report.write(context, resolved, said)
+        for family, table in tables.items():
+            write_json(context.output / _file(family), as_json(table))
+            drawn.append(figures.draw(context, family, table))
+    means = [row[MEAN].value for row in tables[PLAIN].values()]
+    metrics = {name: value for family, table in tables.items() for name, value in final_metrics(family, table).items()}
     return context.finish(
         checkpoint=None,
         key_metric="held-out pass@1",
         before=means[0],
         after=means[-1],
-        metrics=final,
+        metrics=metrics,
         figures=drawn,
         notes=[
-            f"{stage}: pass@1 {row['mean'].value:.3f}, 95% interval "
-            f"{row['mean'].interval[0]:.3f} to {row['mean'].interval[1]:.3f}"
-            for stage, row in table.items()
-        ]
-        + said
-        + [swe_report.sentence(stage, kinds) for stage, kinds in resolved.items()],
-        left_out=[] if swe else said,
+            *sentences(PLAIN, tables[PLAIN]),
+            *asked.notes,
+            *(text for family, table in tables.items() if family != PLAIN for text in sentences(family, table)),
+        ],
+        left_out=asked.left_out,
     )
 
 
-def checkpoints_to_evaluate(history: list[list[str]]) -> list[list[str]]:
-    """From the checkpoint that SFT started from (or the first, without SFT) to the newest, as [stage, run folder]."""
+def _file(family: str) -> str:
+    return "pass_at_1.json" if family == PLAIN else f"{family}.json"
+
+
+def checkpoints_to_evaluate(history: Sequence[Upstream]) -> Sequence[Upstream]:
+    """From the checkpoint that SFT started from (or the first, without SFT) to the newest."""
     if not history:
         raise UsageError("evaluate: no training run upstream", "Train something first.")
-    stages = [stage for stage, _ in history]
+    stages = [upstream.stage for upstream in history]
     return history[max(0, stages.index("sft") - 1) :] if "sft" in stages else history
 
 
-def write_samples(file: Path, answered: Sequence[Answered] | Sequence[SweAnswered]) -> None:
+def write_samples(file: Path, answered: Sequence[Answered]) -> None:
     """All responses to the first prompts of every task, one JSON object per prompt; correct is null if not judged."""
     shown: dict[str, int] = {}
     lines = []
     for item in answered:
-        task = item.row["task"]
-        shown[task] = shown.get(task, 0) + 1
-        if shown[task] <= SHOWN:
-            responses = [
-                {"response": text, "correct": correct, "tokens": len(rollout.tokens), "finish": rollout.finish_reason}
-                for text, correct, rollout in zip(item.texts, item.correct, item.rollouts, strict=True)
-            ]
-            line = {"task": task, "id": item.row["id"], "prompt": item.row["question"], "expected": item.row["answer"]}
-            lines.append(json.dumps({**line, "responses": responses}))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text("\n".join(lines) + "\n")
-    os.replace(unfinished, file)
-
-
-def _plain(table: dict[str, dict[str, Accuracy]]) -> dict[str, dict[str, dict[str, float | list[float]]]]:
-    return {
-        stage: {
-            task: {
-                "pass@1": entry.value,
-                "standard_error": entry.standard_error,
-                "interval_95": list(entry.interval),
-                "prompts": entry.prompts,
+        row = item.row
+        shown[row.task] = shown.get(row.task, 0) + 1
+        if shown[row.task] > SHOWN:
+            continue
+        responses = [
+            {
+                "response": text,
+                "correct": verdict.correct if verdict.judged else None,
+                "tokens": len(rollout.tokens),
+                "finish": rollout.finish_reason,
+                **({"end": verdict.end} if verdict.end else {}),
             }
-            for task, entry in row.items()
-        }
-        for stage, row in table.items()
-    }
+            for text, verdict, rollout in zip(item.texts, item.verdicts, item.rollouts, strict=True)
+        ]
+        line = {"task": row.task, "id": row.id, "prompt": row.question, "expected": row.answer}
+        lines.append({**line, "responses": responses})
+    write_rows(file, lines)

@@ -6,11 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from m1 import arithmetic
-from m1.interchange import MINIMAX_M1
-from m1.profile import Profile
-from m1.stage import StageContext, load_result
-from stages.corpus import spec
+from m1.config.corpus import Corpus
+from m1.config.export import Export
+from m1.data import corpus_spec
+from m1.formats.layouts import MINIMAX_M1
+from m1.planning import arithmetic
+from m1.run.contract import StageContext, load_result
 from stages.export import files
 from stages.export.check import QUESTION, Comparison
 
@@ -47,15 +48,18 @@ _LIMITS_RELEASED = """\
 - `config.json` cannot say it: keep the recurrent state, the router and the LM head in float32."""
 
 
-def render(context: StageContext, found: Comparison | None, read_back: int, rotary_base: float, size: int) -> str:
+def render(
+    context: StageContext[Export], found: Comparison | None, read_back: int, rotary_base: float, size: int
+) -> str:
     """Text of `README.md`; `found` is None where log-probabilities were not compared."""
     settings = context.profile
-    model, layout = settings.model, settings.export.layout
+    model, layout = settings.model, context.section.layout
     counts = arithmetic.parameters(model)
     softmax = arithmetic.softmax_layers(model)
-    corpus = spec.load(settings.corpus.spec)
+    spec_name = settings.section("corpus", Corpus).spec
+    corpus = corpus_spec.load(spec_name)
     released = layout == MINIMAX_M1
-    head = "bfloat16, rounded from the float32 it was trained in" if _rounded(settings) else "float32"
+    head = "bfloat16, rounded from the float32 it was trained in" if _rounded(context.section) else "float32"
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: other\n---",
         f"# m1-{settings.name}",
@@ -69,7 +73,7 @@ def render(context: StageContext, found: Comparison | None, read_back: int, rota
         _table(
             "## How it was made",
             ["stage", "fingerprint", "metric", "before", "after"],
-            [_stage_row(Path(folder)) for _, folder in context.request.history],
+            [_stage_row(upstream.folder) for upstream in context.request.history],
         ),
         *_base_models(context),
         _table(
@@ -78,7 +82,7 @@ def render(context: StageContext, found: Comparison | None, read_back: int, rota
             [[name, f"`{digest}`"] for name, digest in context.request.data_digests.items()],
         ),
         _table(
-            f"## Data and licences\n\nPretraining text (`{settings.corpus.spec}`: {corpus.description}). The licence "
+            f"## Data and licences\n\nPretraining text (`{spec_name}`: {corpus.description}). The licence "
             "of the weights is that of a work made from these texts; nothing here decides what that means for you. "
             "Questions with worked answers and the tasks of reinforcement learning come from this project's own "
             "generators (Apache-2.0).",
@@ -90,8 +94,8 @@ def render(context: StageContext, found: Comparison | None, read_back: int, rota
         "A program that reads the weights without these settings computes something else.",
         "## What was checked before this folder was written to its place",
         f"All {read_back:,} parameters of the training model, read back from these files one at a time: bit for bit "
-        "those of the checkpoint" + (", the LM head after its rounding." if _rounded(settings) else "."),
-        _compared(found, released, settings.export.tolerance),
+        "those of the checkpoint" + (", the LM head after its rounding." if _rounded(context.section) else "."),
+        _compared(found, released, context.section.tolerance),
         "## Known limits of " + ("those who read this layout" if released else "transformers with this model"),
         _LIMITS_RELEASED if released else _LIMITS,
     ]
@@ -122,17 +126,17 @@ def _compared(found: Comparison | None, released: bool, tolerance: float) -> str
     )
 
 
-def _rounded(settings: Profile) -> bool:
-    return settings.export.head_precision == "bf16"
+def _rounded(section: Export) -> bool:
+    return section.head_precision == "bf16"
 
 
-def _base_models(context: StageContext) -> list[str]:
+def _base_models(context: StageContext[Export]) -> list[str]:
     """The base models that runs of the history started from."""
-    results = [load_result(Path(folder)) for _, folder in context.request.history]
-    bases = [base for result in results if result and (base := result.request.get("init_from"))]
+    results = [load_result(upstream.folder) for upstream in context.request.history]
+    bases = [base for result in results if result and (base := result.request.origin)]
     return [
-        f"Training started from the base model in `{base['folder']}`, SHA-256 of its configuration, index and headers "
-        f"`{base['digest']}`. Its licence applies too."
+        f"Training started from the base model in `{base.folder}`, SHA-256 of its configuration, index and headers "
+        f"`{base.digest}`. Its licence applies too."
         for base in bases
     ]
 

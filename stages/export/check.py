@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from m1 import chat
+from m1.config.model import Model
 from m1.errors import StageFailed, UsageError
-from m1.interchange import MINIMAX_M1, open_folder
+from m1.formats.folder import open_folder
+from m1.formats.layouts import MINIMAX_M1
+from m1.formats.mapping import FolderReader, Form, Source, trained, trained_shapes
+from m1.formats.released import ReleasedModel
 from m1.model.hybrid import HybridModel
-from m1.model.stored import FolderReader, Form, Source, trained, trained_shapes
-from m1.profile import Model
-from stages.export.released import ReleasedModel
 
 QUESTION = "Compute 3 + 4 * 2."
 NEW_TOKENS = 32
@@ -96,7 +97,8 @@ class Transformers:
     """A folder of the transformers layout as transformers computes it."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model = model.to(device).eval()
 
     def read(self, tokens: Tensor) -> tuple[Tensor, Any]:
         found = self.model(tokens, use_cache=True)

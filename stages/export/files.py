@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from m1 import interchange
+from m1.config.export import Export
+from m1.config.model import Model
+from m1.config.profile import Profile
 from m1.errors import StageFailed, UsageError
-from m1.interchange import INDEX, MINIMAX_M1, SINGLE
-from m1.model import convert, stored
-from m1.model.stored import Form, Source
-from m1.profile import Model, Profile
-from m1.stage import write_json
+from m1.files import unfinished, write_json
+from m1.formats import convert, layouts
+from m1.formats import mapping as stored
+from m1.formats.folder import INDEX, SINGLE
+from m1.formats.layouts import MINIMAX_M1
+from m1.formats.mapping import Form, Source
 
 #: Lets `AutoConfig`, and so vLLM, read the released layout's config.json, whose type transformers does not know. The
 #: released checkpoint carries a file of this name too; this one holds no values, they are all in config.json.
@@ -44,7 +46,7 @@ def write(folder: Path, source: Source, rotary_base: float, settings: Profile, t
         StageFailed: the disk has no room for it.
     """
     form = Form.of(settings)
-    interchange.require_representable(settings.model, form.layout, rotary_base)
+    layouts.require_representable(settings.model, form.layout, rotary_base)
     folder.mkdir(parents=True)
     for file in sorted(tokenizer_folder.iterdir()):
         if file.name != "summary.json":
@@ -61,7 +63,9 @@ def write(folder: Path, source: Source, rotary_base: float, settings: Profile, t
     # Sampling as in the evaluation of the MiniMax-M1 report, §6.
     sampling = dict(do_sample=True, temperature=1.0, top_p=0.95)
     GenerationConfig(**ids, pad_token_id=tokenizer.eos_token_id, **sampling).save_pretrained(folder)
-    return write_weights(folder, source, settings.model, form, int(settings.export.shard_gigabytes * 1e9))
+    return write_weights(
+        folder, source, settings.model, form, int(settings.section("export", Export).shard_gigabytes * 1e9)
+    )
 
 
 def write_weights(folder: Path, source: Source, model: Model, form: Form, shard_bytes: int) -> int:
@@ -87,9 +91,8 @@ def write_weights(folder: Path, source: Source, model: Model, form: Form, shard_
                 "cpu", form.dtype(name), copy=True, memory_format=torch.contiguous_format
             )
             del tensor
-        unfinished = folder / f".{file}"
-        save_file(content, unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, folder / file)
+        with unfinished(folder / file) as temporary:
+            save_file(content, temporary, metadata={"format": "pt"})
         placed |= dict.fromkeys(names, file)
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
@@ -114,7 +117,7 @@ def write_config(folder: Path, model: Model, form: Form, rotary_base: float, ids
     dtype = "bfloat16" if form.precision == "bf16" else "float32"
     if form.layout == MINIMAX_M1:
         (folder / "configuration_minimax_m1.py").write_text(_CONFIGURATION)
-        write_json(folder / "config.json", interchange.minimax_m1_config(model, rotary_base, dtype, **ids))
+        write_json(folder / "config.json", layouts.minimax_m1_config(model, rotary_base, dtype, **ids))
         return
     config = convert.transformers_config(model, rotary_base, architectures=["MiniMaxForCausalLM"], dtype=dtype, **ids)
     config.save_pretrained(folder)
@@ -122,8 +125,8 @@ def write_config(folder: Path, model: Model, form: Form, rotary_base: float, ids
 
 def rotary_note(model: Model, layout: str, rotary_base: float) -> str:
     """Which rotary convention was written, and why, in a few sentences."""
-    rope = interchange.rope_parameters(model, rotary_base)
-    rotated, part = interchange.rotary_dim(model), f"{interchange.rotary_dim(model) / model.head_dim:g}"
+    rope = layouts.rope_parameters(model, rotary_base)
+    rotated, part = layouts.rotary_dim(model), f"{layouts.rotary_dim(model) / model.head_dim:g}"
     if layout == MINIMAX_M1:
         return (
             f"The released layout says how many channels of a softmax head are rotated: rotary_dim {rotated} of "

@@ -1,5 +1,4 @@
-from m1 import stage
-from stages.pretrain.train import run
+from infra.stage_command import main
 
 if __name__ == "__main__":
-    stage.main(run)
+    main("stages.pretrain")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m1 import interchange
+from m1.config.pretrain import Pretrain
 from m1.errors import UsageError
-from m1.stage import StageContext, StageResult
+from m1.formats import folder
+from m1.run.contract import StageContext, StageResult
 from m1.training import loop, parallel
 from m1.training.batch import Batch, full_batch
 from m1.training.data import TokenStream, share
@@ -17,8 +18,8 @@ from m1.training.trainer import Trainer
 HELD_OUT_SEQUENCES = 64
 
 
-def run(context: StageContext) -> StageResult:
-    settings, profile = context.profile.pretrain, context.profile
+def run(context: StageContext[Pretrain]) -> StageResult:
+    settings, profile = context.section, context.profile
     loop.start(context)
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     trainer = Trainer(
@@ -64,18 +65,18 @@ def run(context: StageContext) -> StageResult:
     return result
 
 
-def start_from_base(context: StageContext, trainer: Trainer) -> list[str]:
+def start_from_base(context: StageContext[Pretrain], trainer: Trainer) -> list[str]:
     """Load the weights that `pretrain.init_from` names, if it does; returns notes for the report."""
-    named = context.request.init_from
+    named = context.request.origin
     if named is None:
         return []
-    found = interchange.inspect(Path(named["folder"]), context.profile.model, context.data["tokenizer"])
-    if found.digest != named["digest"]:
-        raise UsageError(f"pretrain.init_from={named['folder']} has changed since this run was planned", "Start anew.")
+    found = folder.inspect(Path(named.folder), context.profile.model, context.data["tokenizer"])
+    if found.digest != named.digest:
+        raise UsageError(f"pretrain.init_from={named.folder} has changed since this run was planned", "Start anew.")
     return trainer.load_base(found)
 
 
-def held_out_batches(context: StageContext, length: int, micro: int, rank: int, ranks: int) -> list[Batch]:
+def held_out_batches(context: StageContext[Pretrain], length: int, micro: int, rank: int, ranks: int) -> list[Batch]:
     """This rank's part of the held-out sequences, the same ones at every call."""
     stream = TokenStream(context.data["tokens"] / "heldout", length, 0)
     per_rank = max(1, min(HELD_OUT_SEQUENCES, stream.num_sequences) // (micro * ranks))

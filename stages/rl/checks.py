@@ -1,52 +1,75 @@
-"""What a profile may ask of the RL stages, checked before any work."""
+"""What a profile may ask of the RL stages."""
 
 from __future__ import annotations
 
-from m1.errors import UsageError
-from m1.profile import Profile, Rl
+from collections.abc import Iterator
+
+from m1.config.profile import Profile
+from m1.config.rl import Rl
+
+#: Sizes that must be 1 as long as a rank generates with a whole model of its own.
+_SPLITS = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+)
 
 
-def check(stage: str, settings: Profile) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        UsageError: names the field.
-    """
-    section: Rl = settings.section(stage)  # type: ignore[assignment]
-    for name in (
-        "tensor_model_parallel_size",
-        "pipeline_model_parallel_size",
-        "context_parallel_size",
-        "expert_model_parallel_size",
-    ):
-        size = getattr(settings.parallel, name)
-        if size != 1:
-            raise UsageError(
-                f"{stage}: parallel.{name}={size}, but rollouts need the whole model on every rank",
-                "Set it to 1.",
-            )
+def rules(stage: str, profile: Profile) -> Iterator[str]:
+    """What is impossible, one clause each."""
+    section = profile.section(stage, Rl)
+    replicas = profile.parallel.data_parallel_size
+    batch = section.prompts_per_step * section.group_size // section.updates_per_step
+    if batch % replicas or section.prompts_per_step % replicas:
+        yield (
+            f"{stage}: prompts_per_step={section.prompts_per_step} and responses per update={batch} must be "
+            f"multiples of the data-parallel size {replicas}"
+        )
     if section.temperature != 1.0:
-        raise UsageError(
-            f"{stage}.temperature={section.temperature}: the importance ratio is that of the policy at temperature 1",
-            "Set it to 1.0.",
+        yield (
+            f"{stage}.temperature={section.temperature}: the importance ratio is that of the policy at temperature 1; "
+            "set it to 1.0"
         )
     if section.rewards.overlong_cache >= section.windows[0]:
-        raise UsageError(
+        yield (
             f"{stage}.rewards.overlong_cache={section.rewards.overlong_cache} is not below the first window, "
-            f"{section.windows[0]} tokens",
-            "Lower it, or widen the window.",
+            f"{section.windows[0]} tokens; lower it, or widen the window"
         )
     cispo = section.cispo
     if cispo.is_weight_max < 1 or (cispo.is_weight_min or 0.0) > 1:
-        raise UsageError(
+        yield (
             f"{stage}.cispo: is_weight_min={cispo.is_weight_min} and is_weight_max={cispo.is_weight_max} do not "
-            "enclose 1, the ratio of an unchanged policy: they bound the ratio itself, not its distance from 1",
-            "For an upper distance of 0.2 write 1.2.",
+            "enclose 1, the ratio of an unchanged policy: they bound the ratio itself, not its distance from 1; for an "
+            "upper distance of 0.2 write 1.2"
         )
     longest = section.max_prompt_length + section.windows[-1]
-    if longest > settings.model.max_position_embeddings:
-        raise UsageError(
+    if longest > profile.model.max_position_embeddings:
+        yield (
             f"{stage}: max_prompt_length + last window = {longest} tokens exceeds model.max_position_embeddings="
-            f"{settings.model.max_position_embeddings}",
-            "Lower one of them, or raise the model's.",
+            f"{profile.model.max_position_embeddings}; lower one of them, or raise the model's"
         )
+    yield from _unreached_windows(stage, section)
+
+
+def _unreached_windows(stage: str, section: Rl) -> Iterator[str]:
+    """The last window must come even where every move is forced."""
+    if section.advance is None:
+        return
+    moves = len(section.windows) - 1
+    needed = moves * section.advance.max_steps + 1
+    if section.train_steps < needed:
+        reached = section.windows[min(moves, (section.train_steps - 1) // section.advance.max_steps)]
+        yield (
+            f"{stage}: with advance.max_steps={section.advance.max_steps}, {section.train_steps} steps may end in the "
+            f"window of {reached} tokens and never reach {section.windows[-1]}; give it train_steps={needed} or more, "
+            "lower advance.max_steps, or name fewer windows"
+        )
+
+
+def limits(stage: str, profile: Profile) -> Iterator[str]:
+    """What this version cannot do yet, one clause each."""
+    for name in _SPLITS:
+        size = getattr(profile.parallel, name)
+        if size != 1:
+            yield f"{stage}: parallel.{name}={size}, but rollouts need the whole model on every rank; set it to 1"

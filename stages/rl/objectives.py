@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m1.profile import Cispo, Rl
+from m1.config.rl import Cispo, Rl
 
 #: Log-ratios are cut to +-20 before exp: float32 cannot overflow, and no bound in use is anywhere near e^20.
 MAX_LOG_RATIO = 20.0

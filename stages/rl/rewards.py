@@ -1,16 +1,11 @@
-"""Rule rewards of one response: correctness, format, and the soft overlong punishment."""
+"""The reward of one response: what its content earns, its format, and the soft overlong punishment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-from m1.profile import Rewards
-from stages.synthesize.rewards import score
-
-if TYPE_CHECKING:
-    from stages.evaluate.swe import Verdict
+from m1.config.rl import Rewards
+from m1.tasks.base import Verdict
 
 
 @dataclass(frozen=True)
@@ -21,7 +16,7 @@ class Reward:
     correct: bool
     formatted: bool
     overlong: float
-    #: Of a software-engineering task: how its answer ended.
+    #: How the answer ended, in a family that tells ends apart.
     end: str = ""
 
 
@@ -38,30 +33,18 @@ def overlong_penalty(length: int, window: int, cache: int) -> float:
     return (free - length) / cache
 
 
-def judge(row: Mapping[str, Any], response: str, length: int, *, window: int, weights: Rewards) -> Reward:
-    """Reward of a response to a row of the synthesised set.
+def reward(verdict: Verdict, length: int, *, window: int, weights: Rewards) -> Reward:
+    """Reward of a response.
 
     Args:
-        response: its text, closing token included.
-        length: its length in tokens.
+        length: of the response in tokens.
         window: the output window in tokens that it was generated under.
-    """
-    result = score(row, response)
-    return _reward(float(result.correct), result.correct, result.formatted, length, window, weights)
-
-
-def judge_verdict(verdict: Verdict, length: int, *, window: int, weights: Rewards) -> Reward:
-    """Reward of a response to a software-engineering task; localisation earns a part of `correct` by its overlap.
 
     Raises:
-        ValueError: the sandbox failed; there is no reward for that.
+        ValueError: it was not judged; there is no reward for that.
     """
     if not verdict.judged:
         raise ValueError(f"an answer that was not judged has no reward: {verdict.message}")
-    reward = _reward(verdict.value, verdict.resolved, verdict.formatted, length, window, weights)
-    return replace(reward, end=verdict.end)
-
-
-def _reward(value: float, correct: bool, formatted: bool, length: int, window: int, weights: Rewards) -> Reward:
     overlong = weights.overlong_penalty * overlong_penalty(length, window, weights.overlong_cache)
-    return Reward(weights.correct * value + weights.format * formatted + overlong, correct, formatted, overlong)
+    total = weights.correct * verdict.value + weights.format * verdict.formatted + overlong
+    return Reward(total, verdict.correct, verdict.formatted, overlong, verdict.end)

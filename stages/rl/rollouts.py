@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from m1.config.rl import Rewards, Rl
 from m1.errors import ServiceError
-from m1.generation import gather_shares, generate, row_seed, share_of_rank
-from m1.model.decoder import Decoder
-from m1.profile import Rewards, Rl
+from m1.files import write_rows
+from m1.rollout.engine import RolloutEngine, Sampling, row_seed
+from m1.run.stop_signal import StopSignal
+from m1.tasks.asking import Pool
+from m1.tasks.base import Verdict
+from m1.tasks.prompts import Prompt
 from m1.tokenizer import Tokenizer
-from m1.training.stopping import StopRequest
-from stages.evaluate.prompts import Prompt
+from m1.training.parallel import gather_shares, share_of_rank
 from stages.rl.objectives import percentile
-from stages.rl.rewards import judge, judge_verdict
+from stages.rl.rewards import reward
 from stages.rl.sampling import Group, SampledBatch
-
-if TYPE_CHECKING:
-    from stages.evaluate.swe import Judge
 
 
 class RolloutWorker:
     """Generates and judges groups of responses; the data-parallel ranks share the prompts.
 
     Args:
+        pools: what judges the responses, by family.
         seed: with the position of a prompt and the index in its group it fixes a response's random numbers.
         stop: once it is requested, rollouts are abandoned.
-        sandbox: judge of software-engineering answers, where there are any.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        engine: RolloutEngine,
         tokenizer: Tokenizer,
+        pools: Mapping[str, Pool],
         section: Rl,
         seed: str,
-        stop: StopRequest,
-        sandbox: Judge | None = None,
+        stop: StopSignal,
     ) -> None:
-        self.decoder = decoder
-        self.tokenizer = tokenizer
-        self.section = section
-        self.seed = seed
-        self.stop = stop
-        self.sandbox = sandbox
+        self.engine, self.tokenizer, self.pools = engine, tokenizer, pools
+        self.section, self.seed, self.stop = section, seed, stop
 
     def roll_out(self, prompts: Sequence[tuple[int, Prompt]], window: int, group_size: int) -> list[Group]:
         """One group per (position, prompt), in that order, the same on every rank.
@@ -63,52 +56,40 @@ class RolloutWorker:
         """
         mine = share_of_rank(prompts)
         groups: dict[int, Group] = {}
-        # Software-engineering prompts are many times as long, and a batch is as wide as its longest: they go apart.
-        for swe in (False, True) if self.sandbox is not None else (False,):
-            part = [(position, prompt) for position, prompt in mine if prompt.swe == swe]
-            rollouts = generate(
-                self.decoder,
-                [prompt.tokens for _, prompt in part],
-                max_new_tokens=window,
-                eos_id=self.tokenizer.eos_id,
-                seeds=[[row_seed(self.seed, position, i) for i in range(group_size)] for position, _ in part],
-                repetition=self.section.repetition,
-                stop=self.stop,
-            )
-            for (position, prompt), responses in zip(part, rollouts, strict=True):
-                texts = [self.tokenizer.decode(response.tokens) for response in responses]
-                groups[position] = Group(position, prompt, responses, texts, [])
-        made = [groups[position] for position, _ in mine]
-        for group in made:
-            if not group.prompt.swe:
-                group.rewards = [
-                    judge(group.prompt.row, text, len(response.tokens), window=window, weights=self.section.rewards)
-                    for text, response in zip(group.texts, group.rollouts, strict=True)
-                ]
-        if self.sandbox is not None:
-            reward_swe(self.sandbox, [g for g in made if g.prompt.swe], window, self.section.rewards, self.stop)
-        return gather_shares(made, len(prompts))
+        # Prompts of one family may be many times as long as another's, and a batch is as wide as its longest.
+        for pool in self.pools.values():
+            part = [(position, prompt) for position, prompt in mine if prompt.row.family == pool.family]
+            for group in self._of_family(pool, part, window, group_size):
+                groups[group.position] = group
+        return gather_shares([groups[position] for position, _ in mine], len(prompts))
 
-
-def reward_swe(
-    sandbox: Judge, groups: Sequence[Group], window: int, weights: Rewards, stop: StopRequest | None = None
-) -> None:
-    """Fill in the rewards of software-engineering groups; a response that the sandbox failed on leaves its group.
-
-    Raises:
-        StopRequested: on every rank.
-    """
-    verdicts = iter(sandbox.judge([(group.prompt.row, text) for group in groups for text in group.texts], stop))
-    for group in groups:
-        found = [next(verdicts) for _ in group.texts]
-        kept = [i for i, verdict in enumerate(found) if verdict.judged]
-        group.unjudged = [verdict.message for verdict in found if not verdict.judged]
-        group.rollouts = [group.rollouts[i] for i in kept]
-        group.texts = [group.texts[i] for i in kept]
-        group.rewards = [
-            judge_verdict(found[i], len(rollout.tokens), window=window, weights=weights)
-            for i, rollout in zip(kept, group.rollouts, strict=True)
+    def _of_family(
+        self, pool: Pool, prompts: Sequence[tuple[int, Prompt]], window: int, group_size: int
+    ) -> list[Group]:
+        seeds = [[row_seed(self.seed, position, i) for i in range(group_size)] for position, _ in prompts]
+        sampling = Sampling(window, repetition=self.section.repetition)
+        rollouts = self.engine.generate([prompt.tokens for _, prompt in prompts], seeds, sampling, self.stop)
+        groups = [
+            Group(position, prompt, responses, [self.tokenizer.decode(response.tokens) for response in responses], [])
+            for (position, prompt), responses in zip(prompts, rollouts, strict=True)
         ]
+        asked = [(group.prompt.row, text) for group in groups for text in group.texts]
+        verdicts = iter(pool.judge.judge(asked, self.stop))
+        for group in groups:
+            give_rewards(group, [next(verdicts) for _ in group.texts], window, self.section.rewards)
+        return groups
+
+
+def give_rewards(group: Group, verdicts: Sequence[Verdict], window: int, weights: Rewards) -> None:
+    """Fill in the rewards of a group; a response that was not judged leaves it."""
+    kept = [i for i, verdict in enumerate(verdicts) if verdict.judged]
+    group.unjudged = [verdict.message for verdict in verdicts if not verdict.judged]
+    group.rollouts = [group.rollouts[i] for i in kept]
+    group.texts = [group.texts[i] for i in kept]
+    group.rewards = [
+        reward(verdicts[i], len(rollout.tokens), window=window, weights=weights)
+        for i, rollout in zip(kept, group.rollouts, strict=True)
+    ]
 
 
 def rollout_metrics(batch: SampledBatch) -> dict[str, float]:
@@ -121,7 +102,7 @@ def rollout_metrics(batch: SampledBatch) -> dict[str, float]:
     rollouts = [rollout for group in batch.generated for rollout in group.rollouts]
     if not rollouts:
         raise ServiceError(
-            f"the sandbox failed on every answer: {batch.generated[0].unjudged[0]}",
+            f"no answer could be judged: {batch.generated[0].unjudged[0]}",
             "Look at `m1 sandbox check`, then run it again: it goes on from the last checkpoint.",
         )
     lengths = torch.tensor([float(len(rollout.tokens)) for rollout in rollouts])
@@ -151,49 +132,54 @@ def rollout_metrics(batch: SampledBatch) -> dict[str, float]:
     }
 
 
-def swe_metrics(batch: SampledBatch) -> dict[str, float]:
-    """Resolved rate of the judged answers, in all and by kind, how often each end came, and answers not judged."""
-    from stages.evaluate.swe import ENDS
+def family_metrics(batch: SampledBatch, pools: Mapping[str, Pool]) -> dict[str, float]:
+    """Of every family that tells ends apart: resolved rate, how often each end came, answers that were not judged."""
+    return {name: value for pool in pools.values() if pool.ends for name, value in _of_family(batch, pool).items()}
 
-    groups = [group for group in batch.generated if group.prompt.swe]
+
+def _of_family(batch: SampledBatch, pool: Pool) -> dict[str, float]:
+    family = pool.family
+    groups = [group for group in batch.generated if group.prompt.row.family == family]
     ends = Counter(reward.end for group in groups for reward in group.rewards)
     unjudged = sum(len(group.unjudged) for group in groups)
-    by_kind: dict[str, list[bool]] = {}
+    by_task: dict[str, list[bool]] = {}
     for group in groups:
-        for name in ("swe/resolved", f"swe/resolved/{group.prompt.task.removeprefix('swe-')}"):
-            by_kind.setdefault(name, []).extend(reward.correct for reward in group.rewards)
+        for name in (f"{family}/resolved", f"{family}/resolved/{group.prompt.row.task}"):
+            by_task.setdefault(name, []).extend(reward.correct for reward in group.rewards)
     return {
-        "swe/responses": float(ends.total() + unjudged),
-        "swe/unjudged": float(unjudged),
-        **{name: sum(correct) / len(correct) for name, correct in sorted(by_kind.items()) if correct},
-        **{f"swe/end/{end}": float(ends[end]) for end in ENDS},
+        f"{family}/responses": float(ends.total() + unjudged),
+        f"{family}/unjudged": float(unjudged),
+        **{name: sum(correct) / len(correct) for name, correct in sorted(by_task.items()) if correct},
+        **{f"{family}/end/{end}": float(ends[end]) for end in pool.ends},
     }
 
 
 def write_rollouts(file: Path, batch: SampledBatch) -> None:
     """One JSON object per response of a step, for reading; groups in the order they were generated."""
     kept = {group.position for group in batch.groups}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(unfinished, "w") as out:
-        for group in batch.generated:
-            for rollout, text, reward, advantage in zip(
-                group.rollouts, group.texts, group.rewards, group.advantages, strict=True
-            ):
-                line = {
-                    "task": group.prompt.task,
-                    "id": group.prompt.row["id"],
-                    "trained_on": group.position in kept,
-                    "prompt": group.prompt.row["question"],
-                    "expected": group.prompt.row["answer"],
-                    "response": text,
-                    "tokens": len(rollout.tokens),
-                    "finish_reason": rollout.finish_reason,
-                    "correct": reward.correct,
-                    "formatted": reward.formatted,
-                    **({"end": reward.end} if reward.end else {}),
-                    "reward": round(reward.total, 4),
-                    "advantage": round(advantage, 4),
-                }
-                out.write(json.dumps(line) + "\n")
-    os.replace(unfinished, file)
+    write_rows(file, (line for group in batch.generated for line in _lines(group, group.position in kept)))
+
+
+def _lines(group: Group, trained_on: bool) -> list[dict[str, object]]:
+    row = group.prompt.row
+    responses = zip(group.rollouts, group.texts, group.rewards, group.advantages, strict=True)
+    return [
+        {
+            "family": row.family,
+            "task": row.task,
+            "id": row.id,
+            "trained_on": trained_on,
+            "prompt": row.question,
+            "expected": row.answer,
+            "response": text,
+            "tokens": len(rollout.tokens),
+            "finish_reason": rollout.finish_reason,
+            "weight_version": rollout.weight_version,
+            "correct": reward.correct,
+            "formatted": reward.formatted,
+            **({"end": reward.end} if reward.end else {}),
+            "reward": round(reward.total, 4),
+            "advantage": round(advantage, 4),
+        }
+        for rollout, text, reward, advantage in responses
+    ]

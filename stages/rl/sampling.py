@@ -10,9 +10,9 @@ from fractions import Fraction
 
 import torch
 
-from m1.generation import Rollout
-from m1.profile import Rl
-from stages.evaluate.prompts import Prompt
+from m1.config.rl import Rl
+from m1.rollout.engine import Rollout
+from m1.tasks.prompts import Prompt
 from stages.rl.advantage import group_advantages
 from stages.rl.rewards import Reward
 
@@ -24,7 +24,7 @@ class Group:
     Attributes:
         position: place in the sampler's order; no two groups of a run share it.
         texts: the decoded responses.
-        unjudged: for every response that was left out because the sandbox failed on it, why.
+        unjudged: for every response that was left out because what judges failed on it, why.
         advantages: one per response, filled in by dynamic sampling.
     """
 
@@ -63,28 +63,43 @@ class PromptSampler:
 
 
 class MixedSampler:
-    """Two samplers in one order: of the first n positions, n x share (rounded down) are the second's.
+    """Several samplers in one order, each with its share of the positions.
 
-    The prompt at a position depends on both samplers' seeds, the share and the position alone.
+    The first sampler takes what the others leave. Of the first n positions, n x share (rounded down) are another
+    sampler's, or one fewer where two of them would have had the same. The prompt at a position depends on the samplers'
+    seeds, the shares and the position alone.
     """
 
-    def __init__(self, first: PromptSampler, second: PromptSampler, share: float, cursor: int = 0) -> None:
-        self.first, self.second = first, second
-        self.cursor = cursor
-        self._share = Fraction(share).limit_denominator(1000)
+    def __init__(self, samplers: Sequence[PromptSampler], shares: Sequence[float], cursor: int = 0) -> None:
+        assert len(samplers) == len(shares)
+        self.samplers = samplers
+        self.cursor = 0
+        self._shares = [Fraction(share).limit_denominator(1000) for share in shares]
+        self._due = [Fraction(0) for _ in samplers]
+        self._taken = [0 for _ in samplers]
+        for _ in range(cursor):
+            self._next()
 
     def take(self, count: int) -> list[tuple[int, Prompt]]:
-        """The next prompts with their positions, the second sampler's last: ranks that share them out in turn have
-        equally many of either."""
-        firsts, seconds = [], []
-        for position in range(self.cursor, self.cursor + count):
-            before = math.floor(position * self._share)
-            if math.floor((position + 1) * self._share) > before:
-                seconds.append((position, self.second.at(before)))
-            else:
-                firsts.append((position, self.first.at(position - before)))
-        self.cursor += count
-        return firsts + seconds
+        """The next prompts with their positions, sampler by sampler: ranks that share them out in turn have equally
+        many of each."""
+        taken: list[list[tuple[int, Prompt]]] = [[] for _ in self.samplers]
+        for _ in range(count):
+            position = self.cursor
+            number, place = self._next()
+            taken[number].append((position, self.samplers[number].at(place)))
+        return [each for part in taken for each in part]
+
+    def _next(self) -> tuple[int, int]:
+        """Which sampler has the next position, and its place in that sampler's own order."""
+        self._due = [due + share for due, share in zip(self._due, self._shares)]
+        waiting = [number for number in range(1, len(self.samplers)) if self._due[number] >= 1]
+        number = max(waiting, key=lambda each: (self._due[each], -each), default=0)
+        place = self._taken[number]
+        self._due[number] -= 1
+        self._taken[number] += 1
+        self.cursor += 1
+        return number, place
 
 
 @dataclass

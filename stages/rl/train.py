@@ -3,176 +3,133 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from m1.model.decoder import Decoder
-from m1.stage import StageContext, StageResult
+from infra.tools import Tools
+from m1.config.families import PLAIN
+from m1.config.rl import Rl
+from m1.rollout.recurrent import RecurrentEngine
+from m1.run.contract import StageContext, StageResult
+from m1.tasks.asking import Asked, opened
+from m1.tasks.families import demands
 from m1.tokenizer import Tokenizer, load_tokenizer
 from m1.training import loop, parallel
 from m1.training.saving import Saver
-from m1.training.stopping import StopRequested
 from m1.training.trainer import Trainer
-from stages.evaluate.pass_rate import accuracy_by_task, evaluate_prompts
-from stages.evaluate.prompts import first_of_each_task, open_swe, read_prompts
-from stages.rl import report
-from stages.rl.checks import check
-from stages.rl.rollouts import RolloutWorker, rollout_metrics, swe_metrics, write_rollouts
-from stages.rl.sampling import MixedSampler, PromptSampler, dynamic_sampling
+from stages.rl import figures, report
+from stages.rl.heldout import HeldOut
+from stages.rl.rollouts import RolloutWorker, family_metrics, rollout_metrics, write_rollouts
+from stages.rl.sampling import MixedSampler, PromptSampler, SampledBatch, dynamic_sampling
 from stages.rl.solve_rate import drop_easy_prompts
+from stages.rl.state import State
 from stages.rl.updates import add_old_logprobs, plan_updates, update
 from stages.rl.windows import WindowSchedule
 
-if TYPE_CHECKING:
-    from stages.evaluate.swe import Swe
 
-#: Periodic held-out check: samples per prompt and the report's decoding (§6).
-HELDOUT = {"samples": 4, "temperature": 1.0, "top_p": 0.95}
-
-
-def run(context: StageContext) -> StageResult:
+def run(context: StageContext[Rl]) -> StageResult:
     """Train the parent with the profile's objective; `rl-40k` and `rl-80k` differ in their section alone.
 
     A checkpoint keeps the step, the prompts' cursor, the windows' schedule and what was measured; learning rate and
     random numbers of the rollouts are functions of them. SIGTERM abandons rollouts; the state is that before the step.
     """
-    check(context.stage, context.profile)
     loop.start(context)
     tokenizer = load_tokenizer(context.data["tokenizer"])
-    with open_swe(context, "train", tokenizer) as (swe, said):
-        result = _train(context, tokenizer, swe, said)
+    families = {name: part.prompts for name, part in context.section.asked().items()}
+    with opened(context, "train", tokenizer, families, demands(context.profile, families), Tools()) as asked:
+        result = train(context, tokenizer, asked)
     parallel.shutdown()
     return result
 
 
-def _train(context: StageContext, tokenizer: Tokenizer, swe: Swe | None, said: list[str]) -> StageResult:
-    """The stage itself; `said` goes into the report."""
-    settings, section = context.profile, context.section
+def train(context: StageContext[Rl], tokenizer: Tokenizer, asked: Asked) -> StageResult:
+    """Roll out, judge, update; every step of the stage in turn."""
+    profile, section = context.profile, context.section
+    seed = f"{profile.seed}/{context.stage}"  # the second stage does not meet the prompts in the first's order again
     trainer = Trainer(
-        settings.model,
-        settings.parallel,
-        seed=settings.seed,
+        profile.model,
+        profile.parallel,
+        seed=profile.seed,
         optimizer=section.optimizer,
         moe_aux_loss_coeff=section.moe_aux_loss_coeff,
     )
     saver = Saver(context, trainer)
-    state = saver.resume()
+    state = State.resumed(saver)
     if state is None:
         trainer.load(context.parent_checkpoint(), optimizer=False)
-        state = {"step": 0, "cursor": 0, "schedule": None, "notes": list(said), "heldout": []}
-    decoder = Decoder(trainer.model)
-    sandbox = swe.judge if swe else None
-    seed = f"{settings.seed}/{context.stage}"  # the second stage does not meet the prompts in the first's order again
-    worker = RolloutWorker(decoder, tokenizer, section, seed, saver.stop, sandbox)
-    prompts = read_prompts(context.data["synthesize"] / "train.jsonl", tokenizer, section.max_prompt_length)
-    heldout = first_of_each_task(
-        read_prompts(context.data["synthesize"] / "heldout.jsonl", tokenizer), section.evaluate_prompts_per_task
-    )
-
-    def measure_if_due() -> None:
-        """Held-out pass@1 of the present weights, logged and kept in `state`."""
-        step = state["step"]
-        due = step % section.evaluate_every == 0 or step == section.train_steps
-        if not due or step in [measured for measured, _ in state["heldout"]]:
-            return
-        answered = evaluate_prompts(
-            decoder,
-            tokenizer,
-            heldout,
-            max_new_tokens=section.windows[-1],
-            seed=f"{settings.seed}/heldout",
-            stop=saver.stop,
-            **HELDOUT,
-        )
-        accuracy = {task: entry.value for task, entry in accuracy_by_task(answered).items()}
-        state["heldout"].append([step, accuracy])
-        context.log_metrics(step, {f"heldout/pass@1/{task}": value for task, value in accuracy.items()})
-
-    try:
+        state = State(notes=list(asked.notes))
+    engine = RecurrentEngine(trainer.model, tokenizer.eos_id)
+    worker = RolloutWorker(engine, tokenizer, asked.pools, section, seed, saver.stop)
+    heldout = HeldOut(context, engine, tokenizer, saver.stop)
+    schedule = WindowSchedule.resumed(section.windows, section.advance, state.schedule)
+    with state.kept_when_stopped(saver):
+        prompts = {name: pool.prompts for name, pool in asked.pools.items()}
         if section.max_solve_rate is not None:
-            easy = context.output / "solve_rate.json"
-            prompts, sentence = drop_easy_prompts(worker, prompts, section, seed, easy)
-            if sentence not in state["notes"]:
-                state["notes"].append(sentence)
-        measure_if_due()
-    except StopRequested:
-        saver.leave(state)
-    sampler: PromptSampler | MixedSampler = PromptSampler(prompts, seed, state["cursor"])
-    if swe is not None:
-        pools = PromptSampler(prompts, seed), PromptSampler(swe.prompts, seed)
-        sampler = MixedSampler(*pools, section.swe.share, state["cursor"])
-    schedule = WindowSchedule(section.windows, section.advance)
-    if state["schedule"]:
-        schedule.restore(state["schedule"])
+            prompts[PLAIN] = drop_easy_prompts(context, worker, prompts[PLAIN], seed, state)
+        heldout.measure_if_due(state)
+    samplers = [PromptSampler(part, seed) for part in prompts.values()]
+    sampler = MixedSampler(samplers, [section.asked()[name].share for name in prompts], state.cursor)
+    ranks = parallel.data_parallel_size()
+    pairs: figures.ProbabilityPairs = ([], [])
 
-    pairs: tuple[list[float], list[float]] = ([], [])
-    for step in range(state["step"], section.train_steps):
-        saver.stop_if_asked(state)
+    for step in range(state.step, section.train_steps):
+        saver.stop_if_asked(state.to_json())
         started = time.perf_counter()
-        try:
+        with state.kept_when_stopped(saver):
             batch = dynamic_sampling(
-                sampler,
-                lambda chosen: worker.roll_out(chosen, schedule.window, section.group_size),
-                section,
-                parallel.data_parallel_size(),
+                sampler, lambda part: worker.roll_out(part, schedule.window, section.group_size), section, ranks
             )
-        except StopRequested:
-            saver.leave(state)
         rolled_out = time.perf_counter()
         plan = plan_updates(
-            batch.groups,
-            section,
-            seed=f"{seed}/{step}",
-            rank=parallel.data_parallel_rank(),
-            ranks=parallel.data_parallel_size(),
+            batch.groups, section, seed=f"{seed}/{step}", rank=parallel.data_parallel_rank(), ranks=ranks
         )
         agreement = add_old_logprobs(trainer, plan)
-        learning_rate = section.learning_rate.at(step, section.train_steps)
-        trained = update(trainer, plan, section, learning_rate)
-        metrics = {
-            **rollout_metrics(batch),
-            **(swe_metrics(batch) if swe else {}),
-            **agreement.metrics,
-            **trained,
-            "rl/window": schedule.window,
-            "rl/learning_rate": learning_rate,
-        }
+        rate = section.learning_rate.at(step, section.train_steps)
+        trained = update(trainer, plan, section, rate)
+        engine.update_weights(step + 1)
+
+        metrics = rollout_metrics(batch) | family_metrics(batch, asked.pools) | agreement.metrics | trained
+        metrics |= {"rl/window": schedule.window, "rl/learning_rate": rate}
         metrics |= _speed(metrics, rolled_out - started, time.perf_counter() - rolled_out)
-        if unjudged := [reason for group in batch.generated for reason in group.unjudged]:
-            state["notes"].append(
-                f"step {step + 1}: the sandbox failed on {len(unjudged)} answers, which were left out: {unjudged[0]}"
-            )
-        if not trained:
-            state["notes"].append(f"step {step + 1}: no group had variance in its rewards, nothing was trained")
-        moved = schedule.update(metrics["rl/perplexity"], metrics["rl/response_length_p99"])
-        if moved:
-            state["notes"].append(f"step {step + 1}: {moved}")
+        _take_notes(state, batch, trained, schedule.update(metrics["rl/perplexity"], metrics["rl/response_length_p99"]))
         context.log_metrics(step + 1, metrics)
         context.progress(step + 1, section.train_steps, f"correct {metrics['rl/correct']:.2f}")
         pairs = agreement.pairs if trained else pairs
+        state.advance(sampler.cursor, schedule)
+        if context.rank == 0 and _is_shown(section, state.step):
+            write_rollouts(context.output / "rollouts" / f"step_{state.step:05d}.jsonl", batch)
+        with state.kept_when_stopped(saver):
+            heldout.measure_if_due(state)
+        if state.step < section.train_steps and state.step % section.checkpoint_every == 0:
+            saver.save(state.to_json())
 
-        last = step + 1 == section.train_steps
-        if context.rank == 0 and (step == 0 or last or (step + 1) % section.evaluate_every == 0):
-            write_rollouts(context.output / "rollouts" / f"step_{step + 1:05d}.jsonl", batch)
-        state |= {"step": step + 1, "cursor": sampler.cursor, "schedule": schedule.state()}
-        try:
-            measure_if_due()
-        except StopRequested:
-            saver.leave(state)
-        if not last and (step + 1) % section.checkpoint_every == 0:
-            saver.save(state)
-
-    saved = saver.finish(state)
-    (_, before), (_, after) = state["heldout"][0], state["heldout"][-1]
+    saved = saver.finish(state.to_json())
+    engine.close()
+    (_, before), (_, after) = state.heldout[0], state.heldout[-1]
     return context.finish(
         checkpoint=saved,
         key_metric="heldout pass@1",
         before=before["mean"],
         after=after["mean"],
         metrics=report.final_metrics(context, after),
-        figures=report.draw(context, before, after, pairs),
-        notes=state["notes"],
-        left_out=[] if swe else said,
+        figures=figures.draw(context, before, after, pairs),
+        notes=state.notes,
+        left_out=asked.left_out,
     )
+
+
+def _take_notes(state: State, batch: SampledBatch, trained: dict[str, float], moved: str | None) -> None:
+    """What was unusual about a step, for the report."""
+    step = state.step + 1
+    if unjudged := [reason for group in batch.generated for reason in group.unjudged]:
+        state.note(f"step {step}: {len(unjudged)} answers could not be judged and were left out: {unjudged[0]}")
+    if not trained:
+        state.note(f"step {step}: no group had variance in its rewards, nothing was trained")
+    if moved:
+        state.note(f"step {step}: {moved}")
+
+
+def _is_shown(section: Rl, step: int) -> bool:
+    """Whether the rollouts of a step are written down for reading."""
+    return step in (1, section.train_steps) or step % section.evaluate_every == 0
 
 
 def _speed(metrics: dict[str, float], rollout_seconds: float, update_seconds: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from m1.profile import Rl
+from m1.config.rl import Rl
 from m1.training.batch import Batch, shared_prompt_batch
 from m1.training.trainer import Trainer
 from stages.rl.objectives import OBJECTIVES

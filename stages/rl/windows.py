@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from m1.profile import WindowCriteria
+from m1.config.rl import WindowCriteria
 
 
 @dataclass
@@ -67,8 +68,15 @@ class WindowSchedule:
         return None
 
     def state(self) -> dict[str, Any]:
-        """Plain values; `restore` takes them back."""
+        """Plain values; `resumed` takes them back."""
         return {"index": self.index, "perplexities": list(self.perplexities)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.index, self.perplexities = state["index"], list(state["perplexities"])
+    @classmethod
+    def resumed(
+        cls, windows: list[int], criteria: WindowCriteria | None, state: Mapping[str, Any] | None
+    ) -> WindowSchedule:
+        """A schedule as it was when `state` was taken; at its beginning without one."""
+        schedule = cls(windows, criteria)
+        if state:
+            schedule.index, schedule.perplexities = state["index"], list(state["perplexities"])
+        return schedule

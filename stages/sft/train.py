@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from m1.stage import StageContext, StageResult
+from m1.config.sft import Sft
+from m1.run.contract import StageContext, StageResult
 from m1.tokenizer import Tokenizer, load_tokenizer
 from m1.training import loop, parallel
 from m1.training.batch import Batch
@@ -15,8 +16,8 @@ from m1.training.retrieval import Retrieval
 from m1.training.trainer import Trainer
 
 
-def run(context: StageContext) -> StageResult:
-    settings, profile = context.profile.sft, context.profile
+def run(context: StageContext[Sft]) -> StageResult:
+    settings, profile = context.section, context.profile
     loop.start(context)
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     trainer = Trainer(
@@ -64,9 +65,9 @@ def run(context: StageContext) -> StageResult:
     return result
 
 
-def _text_replay(context: StageContext, tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
+def _text_replay(context: StageContext[Sft], tokenizer: Tokenizer) -> Callable[[int], list[Batch]]:
     """step -> this rank's micro-batches of pretraining text, none on most steps."""
-    settings, seed = context.profile.sft.text, context.profile.seed
+    settings, seed = context.section.text, context.profile.seed
     if settings is None:
         return lambda step: []
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()

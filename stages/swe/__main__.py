@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from infra.sandbox import DockerSandboxes
 from m1.errors import M1Error, UsageError
-from stages.swe import run, sources
-from stages.swe.endpoint import Endpoint
+from m1.tasks.swe import make, sources
+from m1.tasks.swe.endpoint import Endpoint
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,12 +39,12 @@ def synthesize(options: argparse.Namespace) -> None:
         raise UsageError("--endpoint without --model", "Name the model.")
     spec = sources.load(options.spec)
     endpoint = Endpoint(options.endpoint, options.model, options.out / "answers") if options.endpoint else None
-    settings = run.Options(
+    settings = make.Options(
         limit=options.limit, seed=options.seed, workers=options.workers, ask=endpoint, model=options.model,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     wanted = options.packages.split(",") if options.packages else []
-    print(run.table(options.out, run.make_set(spec, wanted, options.out, settings)))
+    print(make.table(options.out, make.make_set(DockerSandboxes(), spec, wanted, options.out, settings)))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from pathlib import Path
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
-from stages.swe import ingest, sources, validate
-from stages.swe.patches import Tree, apply_diff
-from stages.swe.reward import LIMITS
-from stages.swe.runner import Runs
-from stages.swe.sources import Repository, SweSpec
-from stages.swe.tasks import SweTask, dump, write_environments, write_tests, write_tree
-from stages.swe.validate import Trial
+from m1.tasks.swe import ingest, sources, validate
+from m1.tasks.swe.patches import Tree, apply_diff
+from m1.tasks.swe.reward import LIMITS
+from m1.tasks.swe.runner import Runs
+from m1.tasks.swe.sources import Repository, SweSpec
+from m1.tasks.swe.tasks import SweTask, dump, write_environments, write_tests, write_tree
+from m1.tasks.swe.validate import Trial
 
 
 def main(argv: list[str] | None = None) -> None:

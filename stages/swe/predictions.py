@@ -15,9 +15,9 @@ from typing import Any
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
-from m1.stage import write_json
-from stages.swe.reward import LIMITS, End, Judgement, judge
-from stages.swe.tasks import SweTask, TaskSet
+from m1.files import write_json
+from m1.tasks.swe.reward import LIMITS, End, Judgement, judge
+from m1.tasks.swe.tasks import SweTask, TaskSet
 
 
 def read_predictions(file: Path) -> dict[str, tuple[str, str]]:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from m1 import chat
 from m1.errors import UsageError
-from m1.stage import write_json
+from m1.files import write_json
 
 #: Ids from 0 in this order, and whether a token is special. The headers and tags are not: they are text to a reader, so
 #: decoding never leaves them out.

@@ -1,42 +1,4 @@
-"""Tokenise the corpus of a profile: `python -m stages.tokens --profile tiny`."""
-
-from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any
-
-from m1 import paths
-from m1.errors import UsageError
-from m1.profile import Profile
-from m1.stage import data_main
-from m1.tokenizer import load_tokenizer
-from stages.tokens.split import Document, heldout_hashes
-from stages.tokens.write import write_indexed
-
-
-def run(settings: Profile, output: Path) -> dict[str, Any]:
-    """Write `train.{bin,idx}` and `heldout.{bin,idx}`; documents stay in the order of the corpus."""
-    corpus = paths.data_dir(settings.name, "corpus") / "documents.jsonl"
-    if not corpus.is_file():
-        raise UsageError(f"no corpus at {corpus}", f"Make it: python -m stages.corpus --profile {settings.name}.")
-    tokenizer = load_tokenizer(paths.data_dir(settings.name, "tokenizer"))
-    with open(corpus, encoding="utf-8") as file:
-        documents = [Document(content["domain"], content["text"]) for content in map(json.loads, file)]
-    heldout = heldout_hashes(documents, settings.tokens.heldout_fraction)
-    if not heldout:
-        raise UsageError("tokens: no domain of the corpus has two documents, so none can be held out", "Enlarge it.")
-    summary: dict[str, Any] = {}
-    for split in ("train", "heldout"):
-        chosen = [document for document in documents if (document.content_hash in heldout) == (split == "heldout")]
-        tokens = write_indexed(chosen, tokenizer, output / split)
-        summary[split] = {
-            "documents": len(chosen),
-            "tokens": sum(tokens.values()),
-            "tokens_per_domain": dict(sorted(tokens.items())),
-        }
-    return summary
-
+from infra.stage_command import main
 
 if __name__ == "__main__":
-    data_main(run)
+    main("stages.tokens")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from m1 import paths
-from stages.corpus import fetch
+from m1.data import fetch
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ import yaml
 from data_inputs import local_source, sentences, write_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from m1 import paths, profile
-from m1.errors import UsageError
 from m1.stage import data_main
-from stages.corpus import mixture, spec
+
+from m1 import paths
+from m1.data import corpus_spec as spec
+from m1.errors import UsageError
+from m1.run import profiles as profile
+from stages.corpus import mixture
 from stages.corpus.__main__ import run
 from stages.corpus.build import build
 

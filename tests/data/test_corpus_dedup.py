@@ -8,8 +8,8 @@ from data_inputs import sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m1.data.corpus_spec import NearDuplicates
 from stages.corpus.dedup import find_duplicates
-from stages.corpus.spec import NearDuplicates
 
 RULES = NearDuplicates()
 

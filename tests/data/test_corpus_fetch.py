@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from data_inputs import local_source, make_sdist
 
+from m1.data.corpus_spec import DebianSource, PypiSource
+from m1.data.fetch import cache_dir, fetch
 from m1.errors import M1Error, UsageError
-from stages.corpus.fetch import cache_dir, fetch
 from stages.corpus.read import read_files
-from stages.corpus.spec import DebianSource, PypiSource
 
 
 def pypi(sha256: str, **changes: str) -> PypiSource:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1 import paths
-from stages.corpus import filters, spec
-from stages.corpus.spec import CodeRules, Filters, QualityRules, RepetitionRules
+from m1.data import corpus_spec as spec
+from m1.data.corpus_spec import CodeRules, Filters, QualityRules, RepetitionRules
+from stages.corpus import filters
 
 PROSE = filters.build(Filters(quality=QualityRules(), repetition=RepetitionRules()))
 CODE = filters.build(Filters(code=CodeRules()))

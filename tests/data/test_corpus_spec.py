@@ -8,8 +8,8 @@ import pytest
 from data_inputs import local_source
 
 from m1 import paths
+from m1.data import corpus_spec as spec
 from m1.errors import UsageError
-from stages.corpus import spec
 
 
 @pytest.mark.parametrize("path", sorted(paths.DATA_SPECS.glob("corpus-*.yaml")), ids=lambda path: path.stem)

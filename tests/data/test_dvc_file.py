@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
+from m1.stage import STAGE_INFO
 
 from m1 import paths
-from m1.profile import DATA_STAGES
-from m1.stage import STAGE_INFO
+from m1.run.profiles import DATA_STAGES
 
 #: Settings that decide a stage's output besides its own section; the others are not read by its code.
 PARAMS = {

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1 import chat, profile
+from m1 import chat
 from m1.errors import UsageError
+from m1.run import profiles as profile
 from m1.tokenizer import Tokenizer, load_tokenizer
 from stages.tokenizer.train import read_texts, save, train
 

@@ -12,8 +12,9 @@ from data_inputs import sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1 import paths, profile
+from m1 import paths
 from m1.errors import UsageError
+from m1.run import profiles as profile
 from m1.tokenizer import load_tokenizer
 from stages.tokenizer.train import save, train
 from stages.tokens.__main__ import run

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 import yaml
-
-from m1.profile import DATA_STAGES
 from m1.stage import STAGE_INFO
+
+from m1.run.profiles import DATA_STAGES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COPIED = ("m1", "infra", "flows", "prefect.yaml", "dvc.yaml", "params.yaml", "data_specs", ".dvc/config", ".gitignore")

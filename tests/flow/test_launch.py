@@ -15,10 +15,12 @@ import scratch
 from test_plan import make_data
 
 from flows.plan import load_profile
-from infra import dvc, launch
+from infra import launch
 from m1 import paths
+from m1.data import dvc
 from m1.errors import Interrupted, ServiceError, StageFailed
-from m1.stage import StageRequest, load_result, resolve
+from m1.run.contract import StageRequest, load_result
+from m1.run.resolve import resolve
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import scratch
 
-from m1.profile import DATA_STAGES, STAGES
+from m1.run.profiles import DATA_STAGES, STAGES
 
 pytestmark = pytest.mark.flow
 

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import scratch
 import yaml
+from m1.stage import write_request
 
 from flows import plan as planning
-from infra import dvc
 from infra.sandbox import engine
+from m1.config.profile import Profile
+from m1.data import dvc
 from m1.errors import ServiceError, UsageError
-from m1.profile import DATA_STAGES, TRAINING_STAGES, Profile
-from m1.stage import StageResult, load_result, resolve, write_json, write_request
+from m1.files import write_json
+from m1.run.contract import StageResult, load_result
+from m1.run.profiles import DATA_STAGES, TRAINING_STAGES
+from m1.run.resolve import resolve
 
 PAPER_ORDER = ["corpus", "tokenizer", "tokens", "sft-data", "pretrain", "context-extension", "sft", "synthesize"]
 PAPER_ORDER += ["rl-40k", "rl-80k", "evaluate", "export"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from m1 import profile
-from m1.profile import DATA_STAGES, TRAINING_STAGES
+from m1.run import profiles as profile
+from m1.run.profiles import DATA_STAGES, TRAINING_STAGES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COPIED = ("m1", "infra", "flows", "kernels", "stages", "data_specs", "profiles", "prefect.yaml", "dvc.yaml")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from test_export_memory import LARGE
 
-from m1 import interchange
-from m1.model.stored import FolderReader, Form, exported, trained, trained_shapes
-from m1.training.tensors import CheckpointTensors
+from m1.formats import layouts as interchange
+from m1.formats.mapping import FolderReader, Form, exported, trained, trained_shapes
+from m1.formats.megatron import CheckpointTensors
 from stages.export import check, files
 
 

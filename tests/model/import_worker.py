@@ -17,10 +17,11 @@ from parallel_worker import joined
 from safetensors.torch import load_file
 from small_model import SMALL
 
-from m1 import interchange
+from m1.config.parallel import Parallel
+from m1.formats import layouts as interchange
+from m1.formats import weights as base
 from m1.model.hybrid import build_model, global_name
-from m1.profile import Parallel
-from m1.training import base, checkpoint, parallel
+from m1.training import checkpoint, parallel
 
 
 def check(folder: Path, whole: dict[str, torch.Tensor], layout: Parallel, saved: Path) -> None:

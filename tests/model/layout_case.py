@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from m1.profile import Model, Optimizer, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 from m1.training.batch import Batch, packed_batch, padded_batch, shared_prompt_batch
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from small_model import SMALL
 
+from m1.config.parallel import Parallel
 from m1.model.hybrid import build_model
-from m1.profile import Parallel
 from m1.training import parallel
 
 

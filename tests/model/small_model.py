@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from m1.profile import Model, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
 
 SMALL = Model(
     num_layers=8, softmax_every=8, hidden_size=48, num_attention_heads=4, num_query_groups=2, head_dim=16,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small_model import SMALL, logits_of
 
 from m1.errors import UsageError
-from m1.model import convert
+from m1.formats import convert
 
 
 def changed(**fields):

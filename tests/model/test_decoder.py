@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_model import ALONE, SMALL, logits_of
 
-from m1.model.decoder import Decoder
+from m1.rollout.decoder import Decoder
 
 TOLERANCE = 1e-4
 
@@ -69,7 +69,7 @@ def test_follows_the_rotary_base(hybrid, tokens):
 
 
 def test_sees_the_weights_of_the_newest_training_step(tokens):
-    from m1.profile import Optimizer
+    from m1.config.training import Optimizer
     from m1.training import parallel
     from m1.training.batch import full_batch
     from m1.training.trainer import Trainer, language_model_loss

@@ -10,9 +10,11 @@ import pytest
 import torch
 from small_model import ALONE, SMALL
 
-from m1 import arithmetic, profile
 from m1.errors import StageFailed, UsageError
-from m1.stage import StageContext, StageRequest, StageResult, load_result, write_json
+from m1.files import write_json
+from m1.planning import arithmetic
+from m1.run import profiles as profile
+from m1.run.contract import StageContext, StageRequest, StageResult, load_result
 
 MODEL = SMALL.model_copy(update={"vocab_size": 400, "max_position_embeddings": 4096})
 
@@ -119,7 +121,7 @@ def test_usage_snippet_of_the_card_runs(exported, monkeypatch, capsys):
 
 def test_a_difference_leaves_nothing(inputs, tmp_path, monkeypatch):
     """A conversion without the reordering of rotary channels is caught, and nothing is left that looks exported."""
-    from m1.model import convert
+    from m1.formats import convert
 
     monkeypatch.setattr(convert, "rotary_order", lambda model: torch.arange(model.head_dim))
     with pytest.raises(StageFailed, match=r"prefill .* more than export.tolerance=0.0001"):
@@ -228,9 +230,9 @@ def test_the_definition_agrees_with_transformers_where_they_are_one(tmp_path):
     """With whole heads rotated both layouts are one: transformers' own weights in its code and in the definition."""
     from transformers import MiniMaxForCausalLM
 
-    from m1 import interchange
-    from m1.model import convert
-    from stages.export.released import ReleasedModel
+    from m1.formats import convert
+    from m1.formats import layouts as interchange
+    from m1.formats.released import ReleasedModel
 
     model = MODEL.model_copy(update={"rotary_percent": 1.0, "softmax_every": 4})
     torch.manual_seed(2)
@@ -446,7 +448,7 @@ def test_a_base_model_with_another_tokenizer_or_shape_is_refused_before_anything
 
 
 def test_the_base_model_is_part_of_the_identity(released):
-    from m1.stage import fingerprint
+    from m1.run.identity import fingerprint
 
     settings = profile.load("tiny")
     one, other = (fingerprint("pretrain", settings, {}, None, [], digest) for digest in ("a" * 64, "b" * 64))

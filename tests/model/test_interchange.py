@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from small_model import SMALL
 
-from m1 import interchange, profile
+from m1.config.model import Model
 from m1.errors import UsageError
-from m1.interchange import MINIMAX_M1, TRANSFORMERS
-from m1.profile import Model
+from m1.formats import layouts as interchange
+from m1.formats.layouts import MINIMAX_M1, TRANSFORMERS
+from m1.run import profiles as profile
 
 #: The released config.json of MiniMax-M1: its values, without the keys that say nothing about the function.
 RELEASED = {
@@ -37,7 +38,7 @@ def changed(**fields) -> Model:
 
 def transformers_values(model: Model) -> dict:
     """config.json as transformers itself writes it."""
-    from m1.model import convert
+    from m1.formats import convert
 
     return json.loads(convert.transformers_config(model, model.rotary_base).to_json_string())
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_model import SMALL
 
-from m1 import arithmetic
-from m1.profile import Model
+from m1.config.model import Model
+from m1.planning import arithmetic
 
 #: config.json of the released MiniMax-M1.
 PUBLISHED = Model(

@@ -15,8 +15,9 @@ import torch
 from layout_case import STEPS, column
 from small_model import SMALL, logits_of
 
-from m1 import layout
-from m1.profile import Optimizer, Parallel
+from m1.config import layout
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 GOLDEN = json.loads(layout_case.GOLDEN.read_text())

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_model import ALONE, SMALL, logits_of
 
-from m1 import arithmetic, interchange, profile
 from m1.errors import UsageError
-from m1.interchange import MINIMAX_M1, TRANSFORMERS
+from m1.formats import layouts as interchange
+from m1.formats.layouts import MINIMAX_M1, TRANSFORMERS
+from m1.planning import arithmetic
+from m1.run import profiles as profile
 
 LAYOUTS = (TRANSFORMERS, MINIMAX_M1)
 WORKER = Path(__file__).with_name("import_worker.py")
@@ -42,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def folder(request, hybrid, model, tmp_path_factory):
-    from m1.model.stored import Form
+    from m1.formats.mapping import Form
 
     form = Form(request.param, "fp32")
     return write(tmp_path_factory.mktemp("stored") / request.param, weights_of(hybrid).__getitem__, model, form)
@@ -50,7 +52,7 @@ def folder(request, hybrid, model, tmp_path_factory):
 
 def test_the_published_checkpoint_by_its_names_and_bytes():
     """8,243 tensors and 912,210,767,872 bytes: the index of the released MiniMax-M1 (recipe in docs/model.md)."""
-    from m1.model.stored import Form, exported, exported_bytes
+    from m1.formats.mapping import Form, exported, exported_bytes
 
     settings = profile.load("m1-456b")
     form = Form.of(settings)
@@ -69,7 +71,7 @@ def test_the_published_checkpoint_by_its_names_and_bytes():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bytes_are_those_of_the_closed_form(layout):
-    from m1.model.stored import Form, exported_bytes
+    from m1.formats.mapping import Form, exported_bytes
 
     for precision, head in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
         expected = arithmetic.checkpoint_bytes(SMALL, precision=precision, float32_head=head == "fp32")
@@ -77,13 +79,13 @@ def test_bytes_are_those_of_the_closed_form(layout):
 
 
 def test_shapes_are_those_of_the_built_model(hybrid, model):
-    from m1.model.stored import trained_shapes
+    from m1.formats.mapping import trained_shapes
 
     assert dict(trained_shapes(model)) == {name: tuple(weight.shape) for name, weight in weights_of(hybrid).items()}
 
 
 def test_there_and_back_is_exact_to_the_bit(folder, hybrid, model):
-    from m1.model.stored import FolderReader, trained
+    from m1.formats.mapping import FolderReader, trained
 
     base = interchange.inspect(folder, model)
     assert len(list(folder.glob("model-*.safetensors"))) > 5
@@ -93,8 +95,8 @@ def test_there_and_back_is_exact_to_the_bit(folder, hybrid, model):
 
 
 def test_a_loaded_model_computes_the_same(folder, hybrid, model, tokens):
+    from m1.formats import weights as base
     from m1.model.hybrid import build_model
-    from m1.training import base
 
     other = build_model(model, ALONE, seed=1).eval()
     assert not torch.equal(logits_of(other, tokens[:, :64]), logits_of(hybrid, tokens[:, :64]))
@@ -104,7 +106,7 @@ def test_a_loaded_model_computes_the_same(folder, hybrid, model, tokens):
 
 
 def test_the_layouts_differ_in_rotary_channels_alone(hybrid, model):
-    from m1.model.stored import stored
+    from m1.formats.mapping import stored
 
     released, port = (
         dict(stored(weights_of(hybrid).__getitem__, model, layout)) for layout in (MINIMAX_M1, TRANSFORMERS)
@@ -117,7 +119,7 @@ def test_the_layouts_differ_in_rotary_channels_alone(hybrid, model):
 
 def test_parts_of_all_ranks_make_the_whole_and_nothing_is_read_twice(folder, hybrid, model):
     """Two tensor-parallel ranks: every element of a split weight is read by one of them, of another by both."""
-    from m1.model.stored import FolderReader, trained
+    from m1.formats.mapping import FolderReader, trained
 
     base = interchange.inspect(folder, model)
     with FolderReader(base, model) as read:
@@ -145,7 +147,7 @@ def test_every_parallel_layout_reads_its_own_part(folder, hybrid, tmp_path):
 
     The checkpoints they then write are read parameter by parameter, whatever the layout, as the export does.
     """
-    from m1.training.tensors import CheckpointTensors
+    from m1.formats.megatron import CheckpointTensors
 
     layouts = ["tensor_model_parallel_size=2,expert_tensor_parallel_size=2", "expert_model_parallel_size=2",
                "pipeline_model_parallel_size=2"]  # fmt: skip
@@ -172,8 +174,8 @@ def test_names_that_transformers_uses_in_memory_are_read_too(hybrid, model, tmp_
     """A folder saved with experts stacked, as `save_pretrained(..., save_original_format=False)` leaves it."""
     from transformers import MiniMaxForCausalLM
 
-    from m1.model import convert
-    from m1.model.stored import FolderReader, trained
+    from m1.formats import convert
+    from m1.formats.mapping import FolderReader, trained
 
     port = MiniMaxForCausalLM(convert.transformers_config(model, model.rotary_base))
     port.load_state_dict(convert.to_transformers(hybrid.state_dict(), model), strict=False)
@@ -192,9 +194,9 @@ def test_what_transformers_saves_itself_is_read(hybrid, model, tmp_path):
     """From transformers: random weights of its own, saved by it, read here; logits agree."""
     from transformers import MiniMaxForCausalLM
 
-    from m1.model import convert
+    from m1.formats import convert
+    from m1.formats import weights as base
     from m1.model.hybrid import build_model
-    from m1.training import base
 
     torch.manual_seed(11)
     port = MiniMaxForCausalLM(convert.transformers_config(model, model.rotary_base)).eval()
@@ -225,9 +227,9 @@ def test_what_transformers_saves_itself_is_read(hybrid, model, tmp_path):
     ids=["missing", "unknown", "shape", "not finite"],
 )
 def test_weights_of_another_model_are_refused(hybrid, model, tmp_path, change, message):
+    from m1.formats import weights as base
+    from m1.formats.mapping import Form
     from m1.model.hybrid import build_model
-    from m1.model.stored import Form
-    from m1.training import base
 
     folder = write(tmp_path / "base", weights_of(hybrid).__getitem__, model, Form(MINIMAX_M1, "fp32"), 10**9)
     content = load_file(folder / interchange.SINGLE)
@@ -239,7 +241,7 @@ def test_weights_of_another_model_are_refused(hybrid, model, tmp_path, change, m
 
 def test_bfloat16_weights_come_back_as_bfloat16(hybrid, model, tmp_path):
     """Rounding happens once: bfloat16 stored is bfloat16 read, and the head keeps its own type."""
-    from m1.model.stored import FolderReader, Form, trained
+    from m1.formats.mapping import FolderReader, Form, trained
 
     for head in ("fp32", "bf16"):
         form = Form(MINIMAX_M1, "bf16", head)

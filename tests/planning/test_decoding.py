@@ -7,8 +7,8 @@ import math
 import pytest
 from PIL import Image
 
-from m1 import arithmetic, profile
-from m1.planning import decoding
+from m1.planning import arithmetic, decoding
+from m1.run import profiles as profile
 
 M1 = profile.load("m1-456b").model
 BY_NAME = {convention.name: convention for convention in decoding.conventions(M1)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from m1 import layout, profile
+from m1.config import layout
+from m1.config.parallel import Parallel
 from m1.planning import layouts, memory, work
 from m1.planning.layouts import Hardware
-from m1.profile import Parallel
+from m1.run import profiles as profile
 
 FULL = profile.load("m1-456b")
 WORK = {each.name: each for each in work.training_work(FULL)}
@@ -96,7 +97,7 @@ def test_parts_of_a_steps_time():
 
 def test_compute_is_the_operations_over_what_the_cluster_does():
     """Without a pipeline every rank has the same work, so nothing is left to the slowest."""
-    from m1.arithmetic import training_flops
+    from m1.planning.arithmetic import training_flops
 
     hardware = Hardware()
     parallel = Parallel(world_size=64, tensor_model_parallel_size=8, precision="bf16")
@@ -115,7 +116,7 @@ def test_published_budgets():
 
 def test_rl_cost_by_hand():
     """Five forward passes for every token: rollout, old log-probabilities, and a training step of three."""
-    from m1.arithmetic import forward_flops
+    from m1.planning.arithmetic import forward_flops
 
     cost = work.rl_cost(FULL, "rl-40k", 20_000)
     prompt = 0.97 * 4096 + 0.03 * 17_408  # three prompts of a hundred are software-engineering tasks

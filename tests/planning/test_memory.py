@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from m1 import arithmetic, profile
-from m1.planning import memory
+from m1.config.parallel import Parallel
+from m1.planning import arithmetic, memory
 from m1.planning.memory import Load
-from m1.profile import Parallel
+from m1.run import profiles as profile
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("memory_worker.py")

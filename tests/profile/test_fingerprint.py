@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from m1.stage import STAGE_INFO, code_digest
 
-from m1 import paths, profile
-from m1.stage import STAGE_INFO, code_digest, fingerprint
+from m1 import paths
+from m1.run import profiles as profile
+from m1.run.identity import fingerprint
 
 DATA = {"tokenizer": "a" * 32, "tokens": "b" * 32}
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from m1 import layout, profile
+from m1.config import layout
+from m1.config.model import Model
+from m1.config.parallel import Parallel
 from m1.errors import UsageError
-from m1.profile import Model, Parallel
+from m1.run import profiles as profile
 
 MODEL = Model(
     num_layers=8, softmax_every=4, hidden_size=48, num_attention_heads=4, num_query_groups=2, head_dim=16,

@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m1 import paths, profile
+from m1 import paths
+from m1.config.training import LearningRate
 from m1.errors import UsageError
-from m1.profile import LearningRate
+from m1.run import profiles as profile
 
 
 @pytest.mark.parametrize("name", profile.available())

@@ -7,8 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1.generation import generate, nucleus, row_seed, sample
-from m1.profile import Model, Parallel, Repetition
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.rl import Repetition
+from m1.rollout.engine import row_seed
+from m1.rollout.recurrent import generate
+from m1.rollout.sampling import nucleus, sample
 
 SMALL = Model(
     num_layers=4, softmax_every=4, hidden_size=32, num_attention_heads=2, num_query_groups=1, head_dim=16,
@@ -19,8 +23,8 @@ EOS = 3
 
 @pytest.fixture(scope="module")
 def decoder():
-    from m1.model.decoder import Decoder
     from m1.model.hybrid import build_model
+    from m1.rollout.decoder import Decoder
     from m1.training import parallel
 
     parallel.initialize(Parallel(), 1)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1.profile import Cispo
+from m1.config.rl import Cispo
 from stages.rl.objectives import cispo, percentile
 
 

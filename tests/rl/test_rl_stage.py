@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from m1 import paths, profile, stage
+from m1 import paths, stage
+from m1.config.tasks import TaskRange
 from m1.errors import Checkpointed
-from m1.profile import TaskRange
+from m1.run import profiles as profile
 
 PARENT_STAGE = "context-extension"
 OVERRIDES = {
@@ -57,8 +58,8 @@ OVERRIDES |= {"rl-40k.windows": [12], "rl-80k.windows": [12, 14, 16], "rl-80k.ma
 def world(tmp_path_factory):
     """Data and an untrained parent run, made by the project's own parts."""
     from m1.model.hybrid import build_model
+    from m1.tasks.logic.draw import draw, row, write_rows
     from m1.training import checkpoint, parallel
-    from stages.synthesize.tasks.draw import draw, row, write_rows
     from stages.tokenizer.train import save, train
 
     root = tmp_path_factory.mktemp("world")
@@ -175,7 +176,7 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(world, finished):
 @pytest.mark.parametrize("call", [5, 30, 60])
 def test_sigterm_abandons_rollouts_and_going_on_is_bit_for_bit_the_whole_run(world, finished, monkeypatch, call):
     """The signal arrives while tokens are generated, first for an evaluation; saved is the state before that step."""
-    from m1.model.decoder import Decoder
+    from m1.rollout.decoder import Decoder
     from m1.training import parallel
     from stages.rl.train import run
 
@@ -253,7 +254,7 @@ def test_evaluate_compares_the_checkpoints(world, finished):
 
 
 def test_accuracy_is_the_mean_over_tasks_with_the_error_of_the_prompts():
-    from stages.evaluate.pass_rate import Answered, accuracy_by_task
+    from m1.tasks.pass_rate import Answered, accuracy_by_task
 
     def answered(task, correct):
         return Answered({"task": task}, [], [], correct)

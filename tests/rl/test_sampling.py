@@ -11,18 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1 import chat, profile
+from m1 import chat
+from m1.config.rl import Cispo, Repetition, Rewards, Rl, WindowCriteria
+from m1.config.training import LearningRate
 from m1.errors import UsageError
-from m1.generation import Rollout
-from m1.profile import Cispo, LearningRate, Repetition, Rewards, Rl, WindowCriteria
-from stages.evaluate.prompts import Prompt, first_of_each_task
+from m1.rollout.engine import Rollout
+from m1.run import profiles as profile
+from m1.tasks.logic import TASKS
+from m1.tasks.prompts import Prompt, first_of_each_task
 from stages.rl.advantage import group_advantages
 from stages.rl.checks import check
 from stages.rl.rewards import Reward, judge, overlong_penalty
 from stages.rl.sampling import Group, PromptSampler, dynamic_sampling
 from stages.rl.updates import Loss, plan_updates
 from stages.rl.windows import WindowSchedule
-from stages.synthesize.tasks import TASKS
 
 
 def section(**changes):

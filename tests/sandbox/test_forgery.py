@@ -15,7 +15,8 @@ import pytest
 from sandbox_jobs import SMALL
 
 from infra.sandbox import Kind, Sandbox
-from infra.sandbox.pytest_run import TestReport, run_tests
+from infra.sandbox.pytest_run import run_tests
+from m1.tasks.sandbox import TestReport
 
 WRONG = "def double(x):\n    return x + 1\n\ndef same(x):\n    return x\n"
 TEST = """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.sandbox.images import DEFAULT_REQUIREMENTS
-from stages.swe.patches import Tree, make_diff
-from stages.swe.tasks import SweTask, TaskSet, dump, write_environments, write_tests, write_tree
+from m1.tasks.swe.patches import Tree, make_diff
+from m1.tasks.swe.tasks import SweTask, TaskSet, dump, write_environments, write_tests, write_tree
 
 BASE = "0123456789ab"
 RIGHT: Tree = {

@@ -8,8 +8,8 @@ import pytest
 
 from m1 import paths
 from m1.errors import M1Error
-from stages.swe import sources
-from stages.swe.patches import Tree
+from m1.tasks.swe import sources
+from m1.tasks.swe.patches import Tree
 
 SMALL = ("inflection", "cachetools", "parse")
 

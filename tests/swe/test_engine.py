@@ -9,24 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stages.synthesize.swe import write_swe
 
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
-from m1 import paths, profile
+from m1 import paths
 from m1.errors import M1Error, UsageError
+from m1.run import profiles as profile
+from m1.tasks.swe import make as swe_run
+from m1.tasks.swe import sources
+from m1.tasks.swe.ingest import PullRequest, task_of_pull
+from m1.tasks.swe.issue_text import leak
+from m1.tasks.swe.make import Options, assemble, make_shard, table
+from m1.tasks.swe.patches import apply_answer, make_blocks, make_diff
+from m1.tasks.swe.reward import LIMITS, End, judge
+from m1.tasks.swe.sources import Repository, SweSpec
+from m1.tasks.swe.tasks import TaskSet, check_patches, write_environments
 from m1.tokenizer import load_tokenizer
-from stages.swe import run as swe_run
-from stages.swe import sources
-from stages.swe.ingest import PullRequest, task_of_pull
 from stages.swe.ingest_run import validated, write_set
-from stages.swe.issue_text import leak
-from stages.swe.patches import apply_answer, make_blocks, make_diff
 from stages.swe.predictions import evaluate
-from stages.swe.reward import LIMITS, End, judge
-from stages.swe.run import Options, assemble, make_shard, table
-from stages.swe.sources import Repository, SweSpec
-from stages.swe.tasks import TaskSet, check_patches, write_environments
-from stages.synthesize.swe import write_swe
 from stages.tokenizer.train import save, train
 from tests.swe.packages import tree
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from m1.errors import UsageError
-from stages.swe.commits import history, reverted_commits
-from stages.swe.ingest import (
+from m1.tasks.swe.commits import history, reverted_commits
+from m1.tasks.swe.ingest import (
     instance_of,
     read_github,
     read_instances,
@@ -18,11 +18,11 @@ from stages.swe.ingest import (
     task_of_pull,
     tasks_of_instances,
 )
-from stages.swe.patches import apply_diff, make_diff
+from m1.tasks.swe.patches import apply_diff, make_diff
+from m1.tasks.swe.reward import End, Judgement
+from m1.tasks.swe.sources import Repository, read_commit
+from m1.tasks.swe.tasks import check_patches
 from stages.swe.predictions import evaluate, read_predictions
-from stages.swe.reward import End, Judgement
-from stages.swe.sources import Repository, read_commit
-from stages.swe.tasks import check_patches
 from tests.swe.packages import tree
 
 CODE, TESTS = "inflection/__init__.py", "test_inflection.py"

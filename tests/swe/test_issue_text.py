@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.swe.issue_text import LEAST_LEAK, Observation, issue, leak, observe, render
-from stages.swe.mutations import mutant, mutations
-from stages.swe.patches import make_diff
-from stages.swe.python_source import PythonSource
+from m1.tasks.swe.issue_text import LEAST_LEAK, Observation, issue, leak, observe, render
+from m1.tasks.swe.mutations import mutant, mutations
+from m1.tasks.swe.patches import make_diff
+from m1.tasks.swe.python_source import PythonSource
 from tests.swe.packages import package, tree
 
 RIGHT = b'''def size(items):

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.swe.localise import (
+from m1.tasks.swe.localise import (
     Ranked,
     _bm25,
     cut,
@@ -21,10 +21,10 @@ from stages.swe.localise import (
     skeleton,
     words,
 )
-from stages.swe.patches import apply_blocks
-from stages.swe.prompts import question
-from stages.swe.python_source import MODULE
-from stages.swe.tasks import SweTask
+from m1.tasks.swe.patches import apply_blocks
+from m1.tasks.swe.prompts import question
+from m1.tasks.swe.python_source import MODULE
+from m1.tasks.swe.tasks import SweTask
 from tests.swe.packages import package, tree
 
 LOCATIONS = st.sets(st.tuples(st.sampled_from(["a.py", "b.py", "c.py"]), st.sampled_from(["f", "g", "A.f", MODULE])))

@@ -8,16 +8,8 @@ from collections import Counter
 
 import pytest
 
-from stages.swe.mutations import Mutation, choose, combine, kinds, mutant, mutations
-from stages.swe.python_source import (
-    MODULE,
-    NotPython,
-    PythonSource,
-    changed_elements,
-    element_at,
-    elements,
-    parse,
-)
+from m1.tasks.swe.mutations import Mutation, choose, combine, kinds, mutant, mutations
+from m1.tasks.swe.python_source import MODULE, NotPython, PythonSource, changed_elements, element_at, elements, parse
 from tests.swe.packages import code_files
 
 EXAMPLES = [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.swe.patches import (
+from m1.tasks.swe.patches import (
     PatchError,
     apply_answer,
     apply_blocks,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from infra.sandbox import Kind
-from infra.sandbox.pytest_run import TestReport
 from m1.errors import M1Error
-from stages.swe.patches import make_diff
-from stages.swe.reward import (
+from m1.tasks.sandbox import TestReport
+from m1.tasks.swe.patches import make_diff
+from m1.tasks.swe.reward import (
     End,
     Weights,
     classify,
@@ -21,7 +21,7 @@ from stages.swe.reward import (
     judge_test,
     restore,
 )
-from stages.swe.tasks import SweTask
+from m1.tasks.swe.tasks import SweTask
 
 FAULTY = {"m.py": b"def f():\n    return 1\n", "tests/test_m.py": b"def test_f(): ...\n", "setup.cfg": b""}
 RIGHT = {**FAULTY, "m.py": b"def f():\n    return 2\n"}

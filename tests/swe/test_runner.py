@@ -10,10 +10,10 @@ from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1 import paths
 from m1.errors import M1Error
-from stages.swe import sources
-from stages.swe.reward import LIMITS
-from stages.swe.runner import Report, Request, run
-from stages.swe.sources import Package
+from m1.tasks.swe import sources
+from m1.tasks.swe.reward import LIMITS
+from m1.tasks.swe.runner import Report, Request, run
+from m1.tasks.swe.sources import Package
 
 PACKAGE = Package(
     name="made", licence="MIT", package="made", version="1", sha256="0" * 64, code=["src/made"], tests=["tests"],

@@ -16,25 +16,26 @@ from typing import Any
 
 import pytest
 import torch
+from stages.synthesize.swe import LEFT_OUT, make_swe, write_questions
 
 from infra.sandbox import Sandbox, engine, images
-from m1 import chat, paths, profile, stage
+from m1 import chat, paths, stage
+from m1.config.rl import Rewards
 from m1.errors import ServiceError, UsageError
-from m1.generation import Rollout
-from m1.profile import Rewards
-from m1.stage import StageContext, StageRequest
+from m1.rollout.engine import Rollout
+from m1.run import profiles as profile
+from m1.run.contract import StageContext, StageRequest
+from m1.tasks.prompts import Prompt
+from m1.tasks.swe import sources
+from m1.tasks.swe.judge import NO_ANSWER, UNJUDGED, Answered, Judge, Verdict
+from m1.tasks.swe.patches import make_blocks
+from m1.tasks.swe.reward import LIMITS
+from m1.tasks.swe.tasks import KINDS, TaskSet
 from m1.training.stopping import StopRequested
 from stages.evaluate import swe_report
-from stages.evaluate.prompts import Prompt
-from stages.evaluate.swe import NO_ANSWER, UNJUDGED, Answered, Judge, Verdict
 from stages.rl.rewards import judge_verdict
 from stages.rl.rollouts import reward_swe, swe_metrics
 from stages.rl.sampling import Group, MixedSampler, PromptSampler, dynamic_sampling
-from stages.swe import sources
-from stages.swe.patches import make_blocks
-from stages.swe.reward import LIMITS
-from stages.swe.tasks import KINDS, TaskSet
-from stages.synthesize.swe import LEFT_OUT, make_swe, write_questions
 from tests.swe import mini
 
 NOWHERE = "unix:///nowhere/docker.sock"
@@ -329,8 +330,8 @@ def test_unjudged_answers_do_not_count() -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data of profile `smoke` with a set, and an untrained parent run, made by the project's own parts."""
     from m1.model.hybrid import build_model
+    from m1.tasks.logic.draw import draw, row, write_rows
     from m1.training import checkpoint, parallel
-    from stages.synthesize.tasks.draw import draw, row, write_rows
     from stages.tokenizer.train import save, train
 
     root = tmp_path_factory.mktemp("world")
@@ -542,7 +543,7 @@ def test_what_was_left_out_stands_in_the_terminal(capsys: pytest.CaptureFixture[
 
 
 def test_an_engine_without_a_set_is_said_too(image: str, world: Path, tmp_path: Path) -> None:
-    from stages.evaluate.swe import opened
+    from m1.tasks.swe.judge import opened
 
     asked = request(world, "evaluate", "no-set", True, **ALONE)
     asked.data["synthesize"] = str(tmp_path)

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from m1 import chat, paths, profile
+from m1 import chat, paths
+from m1.config.profile import Profile
 from m1.errors import UsageError
-from m1.profile import Profile
+from m1.run import profiles as profile
+from m1.tasks.logic import TASKS, draw
+from m1.tasks.logic.draw import FIELDS
+from m1.tasks.logic.family import Score, score
 from stages.sft_data.__main__ import run as run_sft_data
 from stages.synthesize.__main__ import run as run_synthesize
-from stages.synthesize.rewards import Score, score
-from stages.synthesize.tasks import TASKS, draw
-from stages.synthesize.tasks.draw import FIELDS
 
 LEVELS = (1, 2, 3)
 ALL_TASKS = {name: {"max_difficulty": max(LEVELS)} for name in TASKS}

@@ -12,9 +12,9 @@ import pytest
 from oracles import ORACLES
 
 from m1 import chat
-from m1.profile import TaskRange
-from stages.synthesize.tasks import LEVELS, TASKS, Problem
-from stages.synthesize.tasks.draw import draw
+from m1.config.tasks import TaskRange
+from m1.tasks.logic import LEVELS, TASKS, Problem
+from m1.tasks.logic.draw import draw
 
 CASES = [(name, level) for name in TASKS for level in LEVELS]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import yaml
 
 from m1 import paths
-from stages.synthesize.tasks import LEVELS, TASKS
-from stages.synthesize.tasks.draw import FIELDS
+from m1.tasks.logic import LEVELS, TASKS
+from m1.tasks.logic.draw import FIELDS
 
 
 def test_specs_describe_every_task_once_and_as_it_is() -> None:

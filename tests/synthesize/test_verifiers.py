@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1 import chat
-from stages.synthesize import rewards, tasks
-from stages.synthesize.rewards import Score, score
-from stages.synthesize.tasks import LEVELS, TASKS, Problem
-from stages.synthesize.tasks.draw import row
+from m1.tasks import logic as tasks
+from m1.tasks.logic import LEVELS, TASKS, Problem
+from m1.tasks.logic import family as rewards
+from m1.tasks.logic.draw import row
+from m1.tasks.logic.family import Score, score
 
 INTEGER_TASKS = ("arithmetic", "object_counting", "operation")
 SET_TASKS = ("boolean_expressions", "web_of_lies")

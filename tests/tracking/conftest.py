@@ -19,9 +19,10 @@ import yaml
 from PIL import Image
 
 from infra import supervise
-from m1 import paths, profile, stage
-from m1.profile import Profile
-from m1.stage import StageContext, StageRequest, StageResult
+from m1 import paths, stage
+from m1.config.profile import Profile
+from m1.run import profiles as profile
+from m1.run.contract import StageContext, StageRequest, StageResult
 from m1.tracking import Tracker
 
 TINY = profile.load("tiny").to_dict()

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from m1 import profile
 from m1.errors import UsageError
-from m1.interchange import inspect, minimax_m1_config
+from m1.formats.folder import inspect
+from m1.formats.layouts import minimax_m1_config
+from m1.run import profiles as profile
 from m1.tracking import lineage, lineage_dict, records
 
 

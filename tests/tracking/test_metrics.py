@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1.errors import ServiceError
-from m1.stage import StageContext
+from m1.run.contract import StageContext
 from m1.tracking import Tracker, runs
 from m1.tracking.metrics import MAX_CURVES, MAX_KEYS, MetricKeys, metric_key
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from m1 import figures
 from m1.errors import UsageError
-from m1.stage import StageContext
+from m1.run.contract import StageContext
 from m1.tracking import report
 
 

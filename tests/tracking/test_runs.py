@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from m1 import profile
 from m1.errors import ServiceError, UsageError
-from m1.stage import StageContext, load_result
+from m1.run import profiles as profile
+from m1.run.contract import StageContext, load_result
 from m1.tracking import Tracker, records, registry, runs
 
 pytestmark = pytest.mark.usefixtures("server")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m1.profile import Model, Optimizer, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 
 VERY_SMALL = Model(
     num_layers=3, softmax_every=3, hidden_size=32, num_attention_heads=2, num_query_groups=1, head_dim=16,

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from m1.profile import Model, Optimizer, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 from m1.training import parallel
 from m1.training.batch import Batch, full_batch
 from m1.training.data import share

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from m1 import profile
 from m1.errors import UsageError
+from m1.run import profiles as profile
 from m1.training import bench
 from m1.training.bench_worker import draw
 

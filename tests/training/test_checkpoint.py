@@ -152,8 +152,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_that_looks_complete(make_tra
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_trainer, tmp_path) -> None:
+    from m1.config.parallel import Parallel
     from m1.model.hybrid import build_model
-    from m1.profile import Parallel
 
     trainer = make_trainer()
     folder = trainer.save(checkpoint.step_folder(tmp_path, 1), {"step": 1})
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_another_model_is_refused(make_trainer, tmp_path) -> Non
 
 
 def test_the_model_of_a_checkpoint_alone(make_trainer, tmp_path) -> None:
-    from m1.profile import Parallel
+    from m1.config.parallel import Parallel
 
     trainer = make_trainer(rotary_base=20_000.0)
     folder = trainer.save(checkpoint.step_folder(tmp_path, 1), {"step": 1})

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from infra import launch
-from m1 import paths, profile, stage
+from m1 import paths, stage
 from m1.errors import Checkpointed, Interrupted
+from m1.run import profiles as profile
 from m1.training import checkpoint
 
 SETTINGS = {

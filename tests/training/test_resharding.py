@@ -68,7 +68,7 @@ COMPARED = [task for task in TASKS if task.name not in ("one", "forgetful")]
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> dict[str, list[list[float]]]:
     """Name of a task -> loss and gradient norm of its steps."""
-    from m1.profile import Parallel
+    from m1.config.parallel import Parallel
     from m1.training import parallel
 
     folder, root = tmp_path_factory.mktemp("layouts"), WORKER.parents[2]

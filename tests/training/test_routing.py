@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from m1.profile import Model, Optimizer, Parallel
+from m1.config.model import Model
+from m1.config.parallel import Parallel
+from m1.config.training import Optimizer
 from m1.training.batch import padded_batch
 
 MODEL = Model(

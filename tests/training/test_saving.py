@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from m1 import profile, stage
+from m1 import stage
+from m1.config.training import LearningRate
 from m1.errors import Checkpointed, Interrupted, UsageError
-from m1.profile import LearningRate
+from m1.run import profiles as profile
 from m1.training import checkpoint
 from m1.training.saving import surplus
 

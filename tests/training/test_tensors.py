@@ -14,7 +14,7 @@ from m1.training import checkpoint
 
 def test_every_parameter_as_saved(make_trainer, micro_batches, tmp_path) -> None:
     """Beside the optimizer's state, after a step."""
-    from m1.training.tensors import CheckpointTensors
+    from m1.formats.megatron import CheckpointTensors
     from m1.training.trainer import language_model_loss
 
     trainer = make_trainer(rotary_base=12_345.0)
@@ -37,7 +37,7 @@ class _Harmful:
 
 
 def test_a_table_of_contents_runs_nothing(make_trainer, tmp_path) -> None:
-    from m1.training.tensors import CheckpointTensors
+    from m1.formats.megatron import CheckpointTensors
 
     folder = make_trainer().save(checkpoint.step_folder(tmp_path, 1), {"step": 1})
     (folder / ".metadata").write_bytes(pickle.dumps(_Harmful(str(tmp_path / "ran"))))

@@ -77,8 +77,9 @@ def test_a_gradient_that_is_not_a_number_leaves_the_weights_alone(make_trainer, 
 
 
 def test_layer_norms_are_those_of_autograd(make_trainer) -> None:
+    from m1.config.parallel import Parallel
+    from m1.config.training import Optimizer
     from m1.model.hybrid import build_model
-    from m1.profile import Optimizer, Parallel
     from m1.training.trainer import language_model_loss, token_logprobs
 
     trainer = make_trainer(optimizer=Optimizer(eps=1e-8, clip_grad=1e9))

@@ -27,7 +27,7 @@ CORE = (
     *(f"_pytest.{name}" for name in ("runner", "reports", "python", "unittest", "outcomes", "raises", "skipping")),
     *(f"_pytest.{name}" for name in ("python_api", "main", "nodes", "_code.code", "assertion", "assertion.util")),
 )
-known = {}
+known: dict = {}
 
 
 def load():

@@ -1,0 +1,1 @@
+"""Responses of a model: the engines that generate them, and sampling."""

@@ -1,0 +1,154 @@
+"""The files of a run folder, `runs/<profile>/<stage>/<fingerprint>`: names, reading, writing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from m1 import paths
+from m1.config.reading import describe
+from m1.errors import Checkpointed, UsageError
+from m1.files import read_lines, write_text
+
+#: Written last: a run folder with it is complete.
+RESULT = "result.json"
+REQUEST = "request.json"
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+#: Left by a stage that SIGTERM ended after a checkpoint; gone as soon as the stage is started again.
+INTERRUPTION = "interrupted.json"
+
+R = TypeVar("R", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class MetricsLine:
+    """Metrics of one step, as a stage logged them."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage has come: percent, and a short remark."""
+
+    percent: float
+    text: str
+
+
+def runs(profile_name: str, stage: str) -> list[Path]:
+    """Every run folder of a stage, complete or not."""
+    return sorted(path for path in paths.runs_dir(profile_name, stage).glob("*") if path.is_dir())
+
+
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a record as JSON, atomically."""
+    write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(path: Path, kind: type[R]) -> R | None:
+    """A record from its JSON, or None where there is none that can be read."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def require_record(path: Path, kind: type[R], hint: str) -> R | None:
+    """A record from its JSON, or None where there is no file.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint) from error
+    except ValidationError as error:
+        raise UsageError(f"{path} is damaged ({describe(error, kind)})", hint) from error
+
+
+def prepare(run: Path, request: BaseModel, *, force: bool = False) -> Path:
+    """Make the run folder ready for a stage to start in; `force` discards what an earlier execution left there.
+
+    Returns:
+        the file with the request.
+    """
+    if force and run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / INTERRUPTION).unlink(missing_ok=True)
+    write_record(run / REQUEST, request)
+    return run / REQUEST
+
+
+def read_metrics(run: Path) -> list[MetricsLine]:
+    """Metrics lines of a run folder in order of step, the last of each (step, set of names)."""
+    lines: dict[tuple[int, tuple[str, ...]], MetricsLine] = {}
+    for content in _lines(run):
+        if "metrics" in content:
+            line = MetricsLine(content["step"], content["metrics"])
+            lines[line.step, tuple(sorted(line.metrics))] = line
+    return [lines[key] for key in sorted(lines)]
+
+
+def series(lines: Sequence[MetricsLine], name: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of one metric."""
+    found = [(float(line.step), line.metrics[name]) for line in lines if name in line.metrics]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def read_progress(run: Path) -> Progress | None:
+    """The last progress line of a run folder, None before there is one."""
+    for content in reversed(_lines(run, last_bytes=20_000)):
+        if "progress" in content:
+            progress = content["progress"]
+            return Progress(100.0 * progress["done"] / max(progress["total"], 1e-9), progress["text"])
+    return None
+
+
+def _lines(run: Path, last_bytes: int | None = None) -> list[dict]:
+    """JSON objects of `metrics.jsonl`; a line cut by a kill, or by `last_bytes`, is left out."""
+    path = run / METRICS
+    try:
+        if last_bytes is None:
+            texts = read_lines(path)
+        else:
+            with open(path, "rb") as file:
+                file.seek(max(0, path.stat().st_size - last_bytes))
+                texts = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+    found = []
+    for text in texts:
+        try:
+            content = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            found.append(content)
+    return found
+
+
+def read_interruption(run: Path, stage: str, since: float = 0.0) -> Checkpointed | None:
+    """How the last execution ended, if SIGTERM ended it after a checkpoint, `since` that time."""
+    try:
+        left = json.loads((run / INTERRUPTION).read_text())
+    except (OSError, ValueError):
+        return None
+    if left["time"] < since:
+        return None
+    return Checkpointed.after(stage, left["step"], run / left["checkpoint"])
+
+
+def no_checkpoint(run: Path) -> UsageError:
+    return UsageError(f"{run} holds no finished checkpoint", "Run the stage that makes it, or name another run.")

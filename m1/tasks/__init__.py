@@ -1,0 +1,1 @@
+"""Verifiable tasks by family: how they are made, put to a model, and how answers are judged."""
