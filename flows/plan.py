@@ -170,8 +170,11 @@ def plan(
 
 
 def _changes_of_data(settings: Profile, chosen: Sequence[str]) -> Mapping[str, list[dvc.Change]] | None:
-    """DVC's account of the chosen data stages; None where dvc.yaml does not list the profile yet."""
-    names = [name for name in chosen if stage(name).makes_data]
+    """DVC's account of the chosen data stages that it knows; None where dvc.yaml does not list the profile yet.
+
+    A stage that has come since `m1 up` wrote dvc.yaml is not listed there either, and has never been run.
+    """
+    names = [name for name in chosen if stage(name).makes_data and lock.digest(name, settings.name) is not None]
     if not dvc.lists_profile(settings.name):
         return None
     found = dvc.status([f"{name}@{settings.name}" for name in names])
@@ -218,7 +221,7 @@ class _Planner:
         settings, record = self.settings, stage(name)
         inputs = [f"profiles/{settings.name}.yaml", *(self._data_input(read) for read in record.reads_of(settings))]
         rerun = [read for read in record.reads_of(settings) if read in self.will_run]
-        reasons = [] if self.changes is None else data_reasons(settings, name, self.changes[name], self.missing)
+        reasons = [] if self.changes is None else data_reasons(settings, name, self.changes.get(name, []), self.missing)
         action: Action = "run"
         if self.force:
             reason = "forced"
@@ -299,12 +302,24 @@ def data_reasons(
     made_by = identity.made_by(record, own, digest) if digest else None
     unread = {f"data/{settings.name}/{each}" for each in record.unread(own)}
     changes = [change for change in changes if change.name not in unread]
-    if made_by is None:
-        reasons = [change.text for change in changes]
+    if not paths.data_dir(settings.name, name).exists():
+        reasons = ["its output is not here"]
+    elif made_by is None:
+        reasons = _in_short(changes)
     else:
         reasons = [change.text for change in changes if not _is_code_or_setting(change)]
         reasons += identity.changes(made_by, identity.data_identity(record, own))
     return [*reasons, *_makes_up_for(settings, name, missing)]
+
+
+def _in_short(changes: Sequence[dvc.Change]) -> list[str]:
+    """The changes in words, those of the code in one clause."""
+    code = [change.name for change in changes if change.side == "input" and not change.name.startswith("data/")]
+    others = [change.text for change in changes if change.name not in code]
+    if not code:
+        return others
+    named = ", ".join(code[:3]) + (f" and {len(code) - 3} more" if len(code) > 3 else "")
+    return [*others, f"code: {named} changed"]
 
 
 def _is_code_or_setting(change: dvc.Change) -> bool:

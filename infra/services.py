@@ -23,9 +23,10 @@ from infra.dotenv_file import write_block
 from infra.process import ProcessRecord, lock_file
 from m1 import paths
 from m1.errors import ServiceError
+from m1.run import derived
+from m1.run.derived import WORK_POOL
 
 HOST = "127.0.0.1"
-WORK_POOL = "m1-local"
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 #: A server that is still silent then will stay silent; one that ended is noticed at once.
@@ -118,6 +119,8 @@ def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
     with lock_file(paths.STATE / "services" / "lock", patience=START_TIMEOUT + 60) as lock:
         if lock is None:
             raise ServiceError("another `m1 up` or `m1 down` is at work", "Wait for it to end, then try again.")
+        for name in derived.update():
+            say(f"{name} written anew: a stage is new, or other than it was")
         started = [name for name in ("prefect", "mlflow") if not _answers_in_time(name)]
         for name in started:
             say(f"starting the {_TITLES[name]}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from infra import tools
+from infra import machine, tools
 from infra.launch import run_stage
 from m1 import paths
 from m1.config.profile import Profile
@@ -18,7 +18,7 @@ from m1.errors import Checkpointed, M1Error
 from m1.files import unfinished, write_json
 from m1.planning import preflight
 from m1.run import identity, profiles
-from m1.run.contract import StageContext, StageRequest, StageResult, Summary
+from m1.run.contract import StageContext, StageRequest, StageResult, Summary, load_result
 from m1.run.registry import of_package
 from m1.run.resolve import resolve, resumed
 from m1.run.stage import Stage
@@ -69,8 +69,10 @@ def _run_command(records: tuple[Stage, ...], argv: list[str] | None) -> None:
         work(StageContext(request))
         return
     profile = profiles.load(options.profile)
-    preflight.check(profile, [options.stage], tools.missing)
+    preflight.check(profile, [options.stage], lambda need: None, machine.memory_of_rank(profile.parallel))
     request = resolve(options.stage, profile, tools.missing, parent=options.upstream)
+    if options.force or load_result(request.run) is None:  # what is complete needs nothing any more
+        preflight.check(profile, [options.stage], tools.missing)
     if options.resume:
         request = resumed(request, options.resume)
     run_stage(request, force=options.force)

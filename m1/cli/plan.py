@@ -56,7 +56,7 @@ def summary(settings: Profile, rows: list[planning.Row], price: Price, hardware:
         "assumptions": {**asdict(price), "gpu_memory": hardware.memory, "memory_reserve": memory.RESERVE},
         "stages": stages,
         "refused": preflight.refusals(settings, [row.stage for row in rows], hardware.memory),
-        "unmet": [str(error) for _, error in preflight.unmet(settings, _to_run(rows), tools.missing)],
+        "unmet": [str(error) for error in preflight.unmet(settings, _to_run(rows), tools.missing)],
         "layout": settings.parallel.model_dump(),
         "memory": [_memory_row(settings, each, hardware) for each in work.training_steps(settings)],
         "reinforcement_learning": _rl(settings, price),

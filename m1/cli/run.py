@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra import flow_runs, machine, services
+from infra import flow_runs, machine, services, tools
 from infra.flow_runs import Event, EventKind
 from infra.launch import grace_seconds
 from infra.process import tree_memory
@@ -110,8 +110,14 @@ def _check_before(parameters: dict[str, Any]) -> float:
     stages = planning.select(settings, parameters["start"], parameters["stop"], parameters["only"])
     preflight.check(settings, stages, lambda need: None, machine.memory_of_rank(settings.parallel))
     services.check_disk()
-    if parameters["upstream"] is not None:
+    upstream, parent = parameters["upstream"], None
+    if upstream is not None:
         planning.check_upstream(settings, stages)
+        parent = planning.find_upstream(upstream, settings)
+    known = upstream is None or parent is not None  # a name in MLflow is looked up by the flow, when the server is up
+    if known and preflight.unmet(settings, stages, tools.missing):  # of no matter where all that needs it is done
+        rows = planning.plan(settings, only=stages, upstream=parent, force=bool(parameters["force"]))
+        preflight.check(settings, [row.stage for row in rows if row.action == "run"], tools.missing)
     return grace_seconds(settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -70,11 +71,15 @@ def digest(stage: str, profile_name: str) -> str | None:
 def _stages() -> dict:
     path = paths.ROOT / NAME
     try:
-        # The C parser where PyYAML has it: a plan asks a dozen times.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return (yaml.load(path.read_bytes(), loader) or {}).get("stages") or {}
+        return _parsed(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{path} cannot be read: {text}", "Restore it with git, or run `dvc repro`.") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(content: bytes) -> dict:
+    """A plan asks some forty times."""
+    return (yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}).get("stages") or {}

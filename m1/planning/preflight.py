@@ -14,6 +14,7 @@ from m1.planning import memory
 from m1.planning.work import load
 from m1.run.registry import stage
 from m1.run.resolve import Missing
+from m1.run.stage import Need
 
 
 def refusals(profile: Profile, stages: Iterable[str], gpu_memory: float | None = None) -> list[str]:
@@ -39,14 +40,18 @@ def _too_large(profile: Profile, stages: Iterable[str], gpu_memory: float) -> It
             )
 
 
-def unmet(profile: Profile, stages: Iterable[str], missing: Missing) -> list[tuple[str, ServiceError]]:
-    """(stage, error) for every stage whose profile does not let it go without what is missing on this machine."""
-    found = []
+def unmet(profile: Profile, stages: Iterable[str], missing: Missing) -> list[ServiceError]:
+    """What is missing on this machine, and for which stages, where the profile does not let them go without it."""
+    wanted: dict[tuple[str, Need], list[str]] = {}
     for name in stages:
         for family, demand in stage(name).demands(profile).items():
-            if demand.required and (error := missing(demand.need)) is not None:
-                why = f"{name}: {error.what}, and the profile does not let it go without the tasks of {family}"
-                found.append((name, ServiceError(why, error.hint)))
+            if demand.required:
+                wanted.setdefault((family, demand.need), []).append(name)
+    found = []
+    for (family, need), names in wanted.items():
+        if (error := missing(need)) is not None:
+            why = f"{', '.join(names)}: {error.what}, and the profile does not let a run go without tasks of {family}"
+            found.append(ServiceError(why, error.hint))
     return found
 
 
@@ -60,5 +65,5 @@ def check(profile: Profile, stages: Iterable[str], missing: Missing, gpu_memory:
     names = list(stages)
     if broken := refusals(profile, names, gpu_memory):
         raise UsageError("; ".join(broken), f"Change profile {profile.name}, or leave these stages out.")
-    for _, error in unmet(profile, names, missing):
+    for error in unmet(profile, names, missing):
         raise error

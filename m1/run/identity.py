@@ -48,6 +48,8 @@ WITHOUT_EFFECT = {
     "m1.tasks.families": "finds families; those a stage asks for count",
     "infra.tools": "finds the sandbox; its code counts where a stage uses it",
 }
+#: Packages that only check values.
+PACKAGES_WITHOUT_EFFECT = {"pydantic"}
 #: Files that modules read as data and that decide results as their code does: module -> folder of the checkout.
 RESOURCES = {
     "kernels.build": "kernels/csrc",
@@ -64,7 +66,7 @@ def modules_of(record: Stage, profile: Profile) -> tuple[list[str], list[str]]:
         found = closure(entry, _has_no_effect)
         modules |= found.modules
         packages |= found.packages
-    return sorted(modules), sorted(packages)
+    return sorted(modules), sorted(packages - PACKAGES_WITHOUT_EFFECT)
 
 
 def all_code_of(record: Stage) -> list[Path]:

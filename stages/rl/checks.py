@@ -69,7 +69,6 @@ def _unreached_windows(stage: str, section: Rl) -> Iterator[str]:
 
 def limits(stage: str, profile: Profile) -> Iterator[str]:
     """What this version cannot do yet, one clause each."""
-    for name in _SPLITS:
-        size = getattr(profile.parallel, name)
-        if size != 1:
-            yield f"{stage}: parallel.{name}={size}, but rollouts need the whole model on every rank; set it to 1"
+    split = [f"{name}={size}" for name in _SPLITS if (size := getattr(profile.parallel, name)) != 1]
+    if split:
+        yield f"{stage}: parallel.{', '.join(split)}, but rollouts need the whole model on every rank; set to 1"

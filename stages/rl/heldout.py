@@ -14,8 +14,10 @@ from m1.tasks.prompts import read_rows, tokenised
 from m1.tokenizer import Tokenizer
 from stages.rl.state import State
 
-#: Responses to each prompt; they are drawn as in the report's evaluation (§6), at temperature 1, with no nucleus.
+#: Responses to each prompt.
 SAMPLES = 4
+#: Their nucleus, as in the report's evaluation (§6); the temperature is 1 there, too.
+TOP_P = 0.95
 
 
 class HeldOut:
@@ -45,7 +47,7 @@ class HeldOut:
             self.tokenizer,
             self.pool,
             self.prompts,
-            Sampling(section.windows[-1]),
+            Sampling(section.windows[-1], top_p=TOP_P),
             samples=SAMPLES,
             seed=f"{self.context.profile.seed}/heldout",
             stop=self.stop,

@@ -57,6 +57,7 @@ def train(context: StageContext[Rl], tokenizer: Tokenizer, asked: Asked) -> Stag
         trainer.load(context.parent_checkpoint(), optimizer=False)
         state = State(notes=list(asked.notes))
     engine = RecurrentEngine(trainer.model, tokenizer.eos_id)
+    engine.update_weights(state.step)
     worker = RolloutWorker(engine, tokenizer, asked.pools, section, seed, saver.stop)
     heldout = HeldOut(context, engine, tokenizer, saver.stop)
     schedule = WindowSchedule.resumed(section.windows, section.advance, state.schedule)

@@ -15,6 +15,7 @@ from m1 import paths
 from m1.config.families import PLAIN
 from m1.config.profile import Profile
 from m1.config.synthesize import Synthesize
+from m1.errors import UsageError
 from m1.files import read_rows, write_rows
 from m1.run.contract import Summary
 from m1.run.resolve import families_left_out
@@ -39,6 +40,9 @@ def run(profile: Profile, output: Path) -> Summary:
     made: dict[str, dict[Split, Made]] = {name: {} for name in names}
     for split in SPLITS:
         for name in names:
+            if any(part.left_out and not part.rows for part in made[name].values()):
+                made[name][split] = Made([])  # what kept it from the other split, and has been said, keeps it from this
+                continue
             wish = Wish(profile, "synthesize", split, output, taken, None if name in without else tools.Tools())
             made[name][split] = family(name).make(wish)
         rows = [row.to_json() for name in names for row in made[name][split].rows]
@@ -52,9 +56,15 @@ def run(profile: Profile, output: Path) -> Summary:
 
 
 def _ids_of_cold_start(profile: Profile) -> set[str]:
-    folder = paths.data_dir(profile.name, "sft-data")
     hint = f"Make it again: python -m stages.sft_data --profile {profile.name}."
-    return {str(row["id"]) for split in SPLITS for row in read_rows(folder / f"{split}.jsonl", hint)}
+    ids: set[str] = set()
+    for split in SPLITS:
+        file = paths.data_dir(profile.name, "sft-data") / f"{split}.jsonl"
+        try:
+            ids |= {str(row["id"]) for row in read_rows(file, hint)}
+        except KeyError:
+            raise UsageError(f"{file} is damaged: a row has no id", hint) from None
+    return ids
 
 
 def _sentences(families: Iterable[dict[Split, Made]]) -> Iterable[str]:

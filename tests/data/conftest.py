@@ -1,4 +1,4 @@
-"""An empty checkout for the data stages, and a writer of corpus specs."""
+"""A checkout without data for the data stages, and a writer of corpus specs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import yaml
 
 from m1 import paths
 from m1.data import fetch
+from m1.run.closure import OURS
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty checkout: the stages read specs and write data here; archives are cached here too."""
+    """A checkout that has the code and nothing else: the stages read specs and write data here, archives are cached
+    here too."""
     root = tmp_path / "checkout"
     (root / "data_specs").mkdir(parents=True)
+    for package in OURS:  # what a data set was made by is read from the sources
+        (root / package).symlink_to(paths.ROOT / package)
     monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setattr(paths, "DATA_SPECS", root / "data_specs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

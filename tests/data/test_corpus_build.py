@@ -15,17 +15,17 @@ import yaml
 from data_inputs import local_source, sentences, write_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m1.stage import data_main
 
+from infra import stage_command
 from m1 import paths
 from m1.data import corpus_spec as spec
 from m1.errors import UsageError
-from m1.run import profiles as profile
 from stages.corpus import mixture
-from stages.corpus.__main__ import run
 from stages.corpus.build import build
 
-PROFILE = Path(profile.__file__).parents[1] / "profiles" / "tiny.yaml"
+#: The real checkout; the tests' own stands in its place.
+ROOT = paths.ROOT
+PROFILE = paths.PROFILES / "tiny.yaml"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -107,13 +107,13 @@ def test_same_bytes_in_another_process_and_another_order_with_another_seed(
     build_to(tmp_path / "here")
     build_to(tmp_path / "other", seed=2)
     program = (
-        "import sys; from pathlib import Path; from m1 import paths; from stages.corpus import build, spec\n"
+        "import sys; from pathlib import Path; from m1 import paths\n"
+        "from m1.data import corpus_spec; from stages.corpus import build\n"
         "paths.ROOT = Path(sys.argv[1]); out = Path(sys.argv[2]); out.mkdir()\n"
-        "loaded = spec.load('corpus-test', paths.ROOT / 'data_specs').model_copy(update={'headroom': 10.0})\n"
+        "loaded = corpus_spec.load('corpus-test', paths.ROOT / 'data_specs').model_copy(update={'headroom': 10.0})\n"
         "build.build(loaded, max_bytes=100_000, seed=1, output=out)\n"
     )
-    root = Path(profile.__file__).parents[1]
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program, checkout, tmp_path / "there"], env=environment, check=True)
     for name in ("documents.jsonl", "rejected.jsonl"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
@@ -155,7 +155,7 @@ def test_command_replaces_the_data_set_only_when_it_is_complete(
 ) -> None:
     two_sources(checkout, write_spec)
     arguments = ["--profile", str(write_profile(checkout))]
-    data_main(run, arguments)
+    stage_command.main("stages.corpus", arguments)
     folder = paths.data_dir("mini", "corpus")
     before = (folder / "documents.jsonl").read_bytes()
     assert json.loads((folder / "summary.json").read_text())["bytes"] > 50_000
@@ -165,13 +165,14 @@ def test_command_replaces_the_data_set_only_when_it_is_complete(
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(SystemExit) as stopped:
-            data_main(run, arguments)
+            stage_command.main("stages.corpus", arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert stopped.value.code == 1
     assert "Free disk space" in capsys.readouterr().err
     assert (folder / "documents.jsonl").read_bytes() == before
-    assert [path.name for path in folder.parent.iterdir()] == ["corpus"]
+    # Beside it stands what it was made by, and nothing half-written.
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".identity", "corpus"]
 
 
 @settings(deadline=None, max_examples=50)

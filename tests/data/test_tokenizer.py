@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1 import chat
+from m1 import chat, paths
 from m1.errors import UsageError
-from m1.run import profiles as profile
 from m1.tokenizer import Tokenizer, load_tokenizer
 from stages.tokenizer.train import read_texts, save, train
 
@@ -21,12 +20,15 @@ TOKENS = (*chat.SPECIAL_TOKENS, *chat.ADDED_TOKENS)
 TEXTS = st.lists(st.one_of(st.text(max_size=20), st.sampled_from(TOKENS)), max_size=12).map("".join)
 
 
+def sources() -> list[str]:
+    return [path.read_text() for path in sorted((paths.ROOT / "m1" / "run").glob("*.py"))]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer trained on this project's own sources."""
-    root = Path(profile.__file__).parent
     folder = tmp_path_factory.mktemp("tokenizer")
-    save(train([path.read_text() for path in sorted(root.glob("*.py"))], VOCABULARY), folder)
+    save(train(sources(), VOCABULARY), folder)
     return folder
 
 
@@ -122,8 +124,7 @@ def test_roles_of_tokens(hub_tokenizer) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_training_is_deterministic(folder: Path, tmp_path: Path) -> None:
-    root = Path(profile.__file__).parent
-    save(train([path.read_text() for path in sorted(root.glob("*.py"))], VOCABULARY), tmp_path)
+    save(train(sources(), VOCABULARY), tmp_path)
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 

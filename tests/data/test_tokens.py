@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1 import paths
+from m1.config.profile import Profile
 from m1.errors import UsageError
-from m1.run import profiles as profile
+from m1.run import profiles
 from m1.tokenizer import load_tokenizer
 from stages.tokenizer.train import save, train
-from stages.tokens.__main__ import run
+from stages.tokens.run import run
 from stages.tokens.split import Document, heldout_hashes
 
 VOCABULARY = 320
 
 
 @pytest.fixture
-def tiny(checkout: Path) -> profile.Profile:
+def tiny(checkout: Path) -> Profile:
     """A profile whose corpus (60 documents in two domains, one text twice) and tokenizer are there."""
-    root = Path(profile.__file__).parents[1]
-    loaded = profile.load(str(root / "profiles" / "tiny.yaml"), overrides={"tokens.heldout_fraction": 0.1})
+    loaded = profiles.load("tiny", overrides={"tokens.heldout_fraction": 0.1})
     corpus = paths.data_dir(loaded.name, "corpus")
     corpus.mkdir(parents=True)
     texts = [sentences(i, 10) for i in range(59)]
@@ -48,7 +48,7 @@ def read_split(prefix: Path) -> list[np.ndarray]:
     return [np.array(data[i]) for i in range(len(data))]
 
 
-def test_data_sets_hold_the_corpus(tiny: profile.Profile, tmp_path: Path) -> None:
+def test_data_sets_hold_the_corpus(tiny: Profile, tmp_path: Path) -> None:
     output = tmp_path / "tokens"
     output.mkdir()
     summary = run(tiny, output)
@@ -74,7 +74,7 @@ def test_data_sets_hold_the_corpus(tiny: profile.Profile, tmp_path: Path) -> Non
         assert path.read_bytes() == (again / path.name).read_bytes()
 
 
-def test_missing_inputs(tiny: profile.Profile, tmp_path: Path) -> None:
+def test_missing_inputs(tiny: Profile, tmp_path: Path) -> None:
     (paths.data_dir(tiny.name, "tokenizer") / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match="no tokenizer at"):
         run(tiny, tmp_path)

@@ -12,6 +12,12 @@ from m1 import paths
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scratch copy that this process takes for its own checkout."""
     folder = scratch.make(tmp_path / "checkout")
-    for name, value in (("ROOT", folder), ("PROFILES", folder / "profiles"), ("STATE", folder / ".m1")):
-        monkeypatch.setattr(paths, name, value)
+    for name, place in scratch.PLACES.items():
+        monkeypatch.setattr(paths, name, folder / place)
     return folder
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    """When the next stage that takes no time has ended."""
+    return [1000.0]

@@ -1,7 +1,7 @@
 """A scratch copy of the checkout with light stages, for tests of everything around the stages.
 
 Services, launcher, flow, tracking, DVC and the stage contract are the real ones. Only the work inside the stages is
-light: a stage counts to `STEPS`, checkpoints every second step, and obeys `stub.json` (slow, failing) for faults.
+light: a stage counts to `STEPS`, checkpoints every second step, and is slow, waits or fails as `stub.json` says.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
-from m1.stage import STAGE_INFO
 
-from m1.run.profiles import DATA_STAGES
+from m1 import paths
+from m1.errors import M1Error
+from m1.run import derived
+from m1.run.registry import stages
+from m1.run.stage import Need
 
+#: Names in `m1.paths` and what they stand for in a copy.
+PLACES = {"ROOT": ".", "PROFILES": "profiles", "DATA_SPECS": "data_specs", "STATE": ".m1"}
 CHECKOUT = Path(__file__).resolve().parents[2]
 COPIED = ("m1", "infra", "flows", "prefect.yaml", "dvc.yaml", "params.yaml", "data_specs", ".dvc/config", ".gitignore")
+COPIED += (".dvcignore", "stages/__init__.py")
 
-LIGHT_STAGE = '''
+LIGHT_STAGE = '''\
 """A light stage: counts, checkpoints, continues."""
-import json, os, signal, sys, time
+import json, os, sys, time
 from m1 import paths
-from m1.errors import Interrupted, UsageError
-from m1.stage import main, write_json
+from m1.errors import UsageError
+from m1.files import write_json
 
 STEPS = 6
 
@@ -55,35 +63,86 @@ def run(context):
         if step % 2 and rank == 0:
             folder.mkdir(exist_ok=True)
             write_json(state, {"step": step + 1})
+        if step + 1 == how.get("hold_after"):
+            time.sleep(3600)  # a test ends it here
     if rank == 0 and not state.exists():
         folder.mkdir(exist_ok=True)
         write_json(state, {"step": STEPS})
-    context.finish(checkpoint=None if context.stage in ("evaluate", "export") else folder, key_metric="loss",
-                   before=3.0, after=0.5, metrics={"loss": 0.5})
-
-if __name__ == "__main__":
-    main(run)
+    return context.finish(
+        checkpoint=None if context.stage in ("evaluate", "export") else folder, key_metric="loss",
+        before=3.0, after=0.5, metrics={"loss": 0.5})
 '''
 
-LIGHT_DATA_STAGE = '''
+LIGHT_DATA_STAGE = '''\
 """A light data stage: one small file that depends on the profile's section."""
 import json, time
 from m1 import paths
 from m1.errors import UsageError
-from m1.stage import data_main
 
-def run(settings, folder):
+STAGE = "NAME"
+
+def run(profile, folder):
     how = paths.ROOT / "stub.json"
     how = json.loads(how.read_text()).get(STAGE, {}) if how.exists() else {}
     if "fail" in how:
         raise UsageError(how["fail"], "Mend the test.")
     time.sleep(how.get("seconds", 0))
-    (folder / "content.json").write_text(settings.section(STAGE).model_dump_json())
+    section = profile.to_dict()[STAGE]
+    (folder / "content.json").write_text(json.dumps(section))
     return {"stage": STAGE}
-
-if __name__ == "__main__":
-    data_main(run)
 '''
+
+#: Two stages that the recipe does not have, each one folder and nothing else.
+EXTRA = {
+    "extra/stage.py": """
+from m1.config.base import Section
+from m1.run.stage import Kind, Stage
+
+class Extra(Section):
+    amount: int
+
+STAGES = (
+    Stage(
+        name="extra", about="Rows that a test asks for.", kind=Kind.DATA, section=Extra, run="stages.extra.run:run",
+        reads=("corpus",), settings=("seed",),
+    ),
+)
+""",
+    "extra/run.py": """
+from m1.files import write_rows
+
+def run(profile, output):
+    amount = profile.to_dict()["extra"]["amount"]
+    return {"rows": write_rows(output / "rows.jsonl", [{"number": number} for number in range(amount)])}
+""",
+    "extra_training/stage.py": """
+from m1.config.base import Section
+from m1.run.stage import Cost, Kind, Stage
+
+class ExtraTraining(Section):
+    amount: int
+
+STAGES = (
+    Stage(
+        name="extra-training", about="Weights that a test asks for.", kind=Kind.TRAINING, section=ExtraTraining,
+        run="stages.extra_training.run:run", reads=("extra",), settings=("seed", "model"), needs_checkpoint=True,
+        cost=lambda profile: Cost(1000 * profile.to_dict()["extra-training"]["amount"], training_flops=1e6),
+    ),
+)
+""",
+    "extra_training/run.py": """
+from m1.files import read_rows, write_json
+
+def run(context):
+    rows = read_rows(context.data["extra"] / "rows.jsonl", "")
+    assert (context.parent_checkpoint() / "state.json").is_file()
+    context.log_metrics(1, {"train/loss": 1.0 / context.section.amount})
+    folder = context.output / "checkpoint"
+    folder.mkdir()
+    write_json(folder / "state.json", {"step": 1, "rows": len(rows)})
+    return context.finish(checkpoint=folder, key_metric="loss", before=1.0, after=0.25, metrics={"loss": 0.25})
+""",
+}
 
 
 def make(folder: Path, name: str = "scratch", **changes: Any) -> Path:
@@ -96,24 +155,42 @@ def make(folder: Path, name: str = "scratch", **changes: Any) -> Path:
         else:
             (folder / entry).parent.mkdir(exist_ok=True)
             shutil.copy(source, folder / entry)
-    for stage, info in STAGE_INFO.items():
-        package = folder / info.module.replace(".", "/")
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").write_text("")
-        data = f"STAGE = {stage!r}\n{LIGHT_DATA_STAGE}"
-        (package / "__main__.py").write_text(data if stage in DATA_STAGES else LIGHT_STAGE)
-    for info in STAGE_INFO.values():
-        for entry in info.code:  # what a fingerprint covers must be there, though no light stage imports it
-            path = folder / entry
-            if not path.exists() and (CHECKOUT / entry).suffix == ".py":
-                path.write_text("")
-            elif not path.exists():
-                path.mkdir(parents=True)
-                (path / "__init__.py").write_text("")
+    for stage, record in stages().items():
+        package = folder / record.package.replace(".", "/")
+        shutil.copytree(CHECKOUT / "stages" / package.name, package, ignore=_all_but_the_record, dirs_exist_ok=True)
+        data = LIGHT_DATA_STAGE.replace("NAME", stage)
+        work = folder / f"{record.module.replace('.', '/')}.py"
+        work.write_text(data if record.makes_data else LIGHT_STAGE)
+    with pytest.MonkeyPatch.context() as patch:  # DVC shall watch the light stages' own code
+        patch.setattr(paths, "ROOT", folder)
+        derived.update()
     write_profile(folder, name, **changes)
     shutil.copy(CHECKOUT / "profiles" / "tiny.yaml", folder / "profiles")  # params.yaml lists it
     run(["git", "init", "-q"], folder)
     return folder
+
+
+def _all_but_the_record(folder: str, names: list[str]) -> list[str]:
+    """What of a stage's package is not copied; `checks` belongs to the record of rl."""
+    return [name for name in names if name not in ("__init__.py", "__main__.py", "stage.py", "checks.py")]
+
+
+def add_extra_stages(folder: Path, name: str = "scratch", order: Sequence[str] = (), **changes: Any) -> None:
+    """Put two new stages into the copy, and write a profile that asks for them; nothing else is touched."""
+    for place, source in EXTRA.items():
+        file = folder / "stages" / place
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(source)
+        (file.parent / "__init__.py").write_text("")
+        main = f"from infra.stage_command import main\nmain('stages.{file.parent.name}')\n"
+        (file.parent / "__main__.py").write_text(main)
+    changes = {"extra__amount": 3, "extra_training__amount": 4, **changes}
+    write_profile(folder, name, order=list(order), **changes)
+
+
+def nothing_missing(need: Need) -> M1Error | None:
+    """For `resolve` and the plan: whatever task families need is there."""
+    return None
 
 
 def write_profile(folder: Path, name: str = "scratch", **changes: Any) -> None:

@@ -16,9 +16,11 @@ from test_plan import make_data
 
 from flows.plan import load_profile
 from infra import launch
+from infra.launch import stages as launching
 from m1 import paths
-from m1.data import dvc
-from m1.errors import Interrupted, ServiceError, StageFailed
+from m1.data import dvc, lock
+from m1.errors import Interrupted, ServiceError, StageFailed, UsageError
+from m1.run import folder
 from m1.run.contract import StageRequest, load_result
 from m1.run.resolve import resolve
 
@@ -29,7 +31,9 @@ def request_of(checkout: Path) -> Any:
 
     def build(stage: str = "pretrain", **overrides: Any) -> StageRequest:
         # One rank, unless a test is about ranks: torchrun takes seconds to start.
-        return resolve(stage, load_profile("scratch", overrides={"parallel.world_size": 1, **overrides}))
+        return resolve(
+            stage, load_profile("scratch", overrides={"parallel.world_size": 1, **overrides}), scratch.nothing_missing
+        )
 
     return build
 
@@ -37,7 +41,9 @@ def request_of(checkout: Path) -> Any:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same stage without torchrun."""
     monkeypatch.setattr(
-        launch, "stage_command", lambda request, path: [sys.executable, "-m", "stages.pretrain", "--request", str(path)]
+        launching,
+        "stage_command",
+        lambda request, profile, path: (sys.executable, "-m", "stages.pretrain", "--request", str(path)),
     )
 
 
@@ -108,7 +114,7 @@ def test_a_failure_says_nothing_of_earlier_executions(
 
 
 def test_a_killed_rank_fails_the_stage_and_a_rerun_continues(request_of: Any, checkout: Path) -> None:
-    scratch.behave(checkout, pretrain={"step_seconds": 0.5})
+    scratch.behave(checkout, pretrain={"hold_after": 3})
     request = request_of(**{"parallel.world_size": 2})
     ranks: dict[str, int] = {}
     state = Path(request.output) / "checkpoint" / "state.json"
@@ -149,21 +155,19 @@ def test_an_exception_in_the_launcher_stops_the_ranks(request_of: Any, checkout:
 
 
 LAUNCHER = """
-import json, sys
-from m1 import paths
-from m1.stage import StageRequest
+import pathlib, sys
+from m1.run import folder
+from m1.run.contract import StageRequest
 from infra import launch
-launch.run_stage(StageRequest(**json.load(open(sys.argv[1]))))
+launch.run_stage(StageRequest.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes()))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_survives_the_launching_process(request_of: Any, checkout: Path, number: signal.Signals) -> None:
-    from m1.stage import write_request
-
     scratch.behave(checkout, pretrain={"step_seconds": 30})
     request = request_of(**{"parallel.world_size": 2})
-    path = write_request(request)
+    path = folder.prepare(request.run, request)
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, str(path)],
         cwd=checkout,
@@ -200,15 +204,18 @@ def test_one_run_folder_is_run_by_one_launcher(
     request_of: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain(monkeypatch)
-    monkeypatch.setattr(launch, "GRACE_SECONDS", -10.0)  # do not wait for the other
+    monkeypatch.setattr(launching, "GRACE_SECONDS", -10.0)  # do not wait for the other
     request = request_of()
     other = load_profile("scratch", overrides={"parallel.world_size": 1, "pretrain.train_steps": 2})
-    with launch._lease(f"pretrain-{request.fingerprint[:16]}", "the test"):
+    with launching._lease(f"pretrain-{request.fingerprint[:16]}", "the test"):
         with pytest.raises(ServiceError, match="stage pretrain: another process is running it"):
             launch.run_stage(request, on_line=lambda line: None)
         assert not Path(request.output).exists()
-        monkeypatch.setattr(launch, "GRACE_SECONDS", 20.0)
-        assert launch.run_stage(resolve("pretrain", other), on_line=lambda line: None).after == 0.5
+        monkeypatch.setattr(launching, "GRACE_SECONDS", 20.0)
+        assert (
+            launch.run_stage(resolve("pretrain", other, scratch.nothing_missing), on_line=lambda line: None).after
+            == 0.5
+        )
 
 
 def test_a_data_stage_runs_the_command_of_dvc_yaml(checkout: Path) -> None:
@@ -216,7 +223,7 @@ def test_a_data_stage_runs_the_command_of_dvc_yaml(checkout: Path) -> None:
     dvc.ensure_profile("scratch")
     lines: list[str] = []
     result = launch.run_data_stage(settings, "corpus", lines.append)
-    assert result.digest == dvc.digest("corpus@scratch") is not None
+    assert result.digest == lock.digest("corpus", "scratch") is not None
     assert dvc.status(["corpus@scratch"]) == {"corpus@scratch": []}
     log = (paths.STATE / "logs" / "scratch-corpus.txt").read_text()
     assert "python -m stages.corpus --profile scratch" in log
@@ -224,13 +231,11 @@ def test_a_data_stage_runs_the_command_of_dvc_yaml(checkout: Path) -> None:
     scratch.behave(checkout, tokenizer={"fail": "no text"})
     with pytest.raises(StageFailed, match="stage tokenizer ended with exit code 2: no text"):
         launch.run_data_stage(settings, "tokenizer", lines.append)
-    assert dvc.digest("tokenizer@scratch") is None
+    assert lock.digest("tokenizer", "scratch") is None
     assert not paths.data_dir("scratch", "tokenizer").exists(), "nothing half-written"
 
 
 def test_a_profile_dvc_does_not_list_is_an_error_that_says_so(checkout: Path) -> None:
-    from m1.errors import UsageError
-
     with pytest.raises(UsageError, match=r"dvc.yaml lists no stage corpus@scratch"):
         launch.run_data_stage(load_profile("scratch"), "corpus", print)
 

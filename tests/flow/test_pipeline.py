@@ -19,7 +19,7 @@ import psutil
 import pytest
 import scratch
 
-from m1.run.profiles import DATA_STAGES, STAGES
+from m1.run.registry import data_stages, stages
 
 pytestmark = pytest.mark.flow
 
@@ -96,7 +96,7 @@ def test_services_are_up_on_free_ports_and_know_the_deployments(house: Path) -> 
         assert service(house, name)["extra"]["port"] != usual
         assert service(house, name)["extra"]["url"].startswith("http://127.0.0.1:")
     names = {deployment["name"] for deployment in prefect(house, "deployments/filter")}
-    assert names == {"full", *STAGES}
+    assert names == {"full", *stages()}
     before = {name: service(house, name) for name in ("prefect", "mlflow", "worker")}
     again = scratch.m1(house, "up", timeout=LONG)
     assert "starting" not in again.stdout
@@ -135,7 +135,7 @@ def test_first_run_does_everything(house: Path) -> None:
 
 
 def test_dvc_has_nothing_to_do_afterwards(house: Path) -> None:
-    data = [f"{stage}@scratch" for stage in ORDER if stage in DATA_STAGES]
+    data = [f"{stage}@scratch" for stage in ORDER if stage in data_stages()]
     assert "up to date" in scratch.run([sys.executable, "-m", "dvc", "status", *data], house).stdout
     lock = (house / "dvc.lock").read_text()
     repro = scratch.shell(f"python -m dvc repro {' '.join(data)}", house)
@@ -209,8 +209,8 @@ def test_bad_input_is_refused_before_a_run_is_created(house: Path) -> None:
 
 
 def start_slow_rl(house: Path, seed: int, *more: str) -> Any:
-    """`m1 run` of rl-40k, slow; returns once its checkpoint at step 2 is there."""
-    scratch.behave(house, rl_40k={"step_seconds": 4})
+    """`m1 run` of rl-40k, which goes no further than step 3; returns once its checkpoint at step 2 is there."""
+    scratch.behave(house, rl_40k={"hold_after": 3})
     process = scratch.start_m1(house, "run", "--profile", "scratch", "--only", "rl-40k", "--seed", str(seed), *more)
     known = set((house / "runs" / "scratch" / "rl-40k").iterdir())
 

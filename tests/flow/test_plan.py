@@ -3,64 +3,77 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import scratch
 import yaml
-from m1.stage import write_request
 
 from flows import plan as planning
+from infra import tools
 from infra.sandbox import engine
 from m1.config.profile import Profile
 from m1.data import dvc
 from m1.errors import ServiceError, UsageError
 from m1.files import write_json
+from m1.planning import preflight
+from m1.run import folder
 from m1.run.contract import StageResult, load_result
-from m1.run.profiles import DATA_STAGES, TRAINING_STAGES
-from m1.run.resolve import resolve
+from m1.run.registry import data_stages, parent_of, training_stages
+from m1.run.resolve import Missing, resolve
+from m1.tracking import records
 
 PAPER_ORDER = ["corpus", "tokenizer", "tokens", "sft-data", "pretrain", "context-extension", "sft", "synthesize"]
 PAPER_ORDER += ["rl-40k", "rl-80k", "evaluate", "export"]
+NO_ENGINE = "no engine: without tasks of swe"
 AFTER_DATA = ["pretrain", "sft", "context-extension", "rl-40k", "rl-80k", "evaluate", "export"]
 
 
 def make_data(checkout: Path, **digests: str) -> None:
     """Data sets as dvc.lock records them."""
     stages = {}
-    for stage in DATA_STAGES:
+    for stage in data_stages():
         (checkout / "data" / "scratch" / stage).mkdir(parents=True, exist_ok=True)
         digest = digests.get(stage.replace("-", "_"), f"{stage}-1")
         stages[f"{stage}@scratch"] = {"cmd": "x", "outs": [{"path": f"data/scratch/{stage}", "md5": digest}]}
     (checkout / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
 
-def execute(settings: Profile, clock: list[float]) -> list[str]:
-    """Do what the flow does with stages that take no time; returns those that had to run."""
+def execute(
+    settings: Profile, clock: list[float], missing: Missing = scratch.nothing_missing, stop: str | None = None
+) -> list[str]:
+    """Do what the flow does with stages that take no time, up to `stop`; returns those that had to run."""
     ran, runs = [], {}
-    for stage in settings.order:
-        if stage in DATA_STAGES:
+    for stage in settings.order[: settings.order.index(stop) if stop else None]:
+        if stage in data_stages():
             continue
-        request = resolve(stage, settings, parent=runs.get(settings.parent_of(stage)))
-        output = Path(request.output)
-        if load_result(output) is None:
-            write_request(request)
+        request = resolve(stage, settings, missing, parent=runs.get(parent_of(settings, stage) or ""))
+        trains = stage in training_stages(settings)
+        if load_result(request.run) is None:
+            folder.prepare(request.run, request)
             clock[0] += 1
-            checkpoint = "checkpoint" if stage in TRAINING_STAGES else None
-            result = StageResult(stage, request.fingerprint, asdict(request), checkpoint, "loss", 1.0, 0.5, {})
-            result.finished_at = clock[0]
-            write_json(output / "result.json", asdict(result))
+            result = StageResult(
+                stage=stage,
+                fingerprint=request.fingerprint,
+                request=request,
+                checkpoint="checkpoint" if trains else None,
+                key_metric="loss",
+                before=1.0,
+                after=0.5,
+                metrics={},
+                finished_at=clock[0],
+            )
+            folder.write_record(request.run / folder.RESULT, result)
             ran.append(stage)
-        if stage in TRAINING_STAGES:
-            runs[stage] = output
+        if trains:
+            runs[stage] = request.run
     return ran
 
 
-@pytest.fixture
-def clock() -> list[float]:
-    return [1000.0]
+def run_of(stage: str, settings: Profile) -> Path:
+    """The run folder of a stage with these settings."""
+    return resolve(stage, settings, scratch.nothing_missing).run
 
 
 @pytest.mark.parametrize(
@@ -72,7 +85,7 @@ def clock() -> list[float]:
         ("context-extension.probes", 5, "context-extension", None),
         ("context-extension.probes", 5, "context-extension", PAPER_ORDER),
         ("rl-40k.cispo.is_weight_max", 4.0, "rl-40k", None),
-        ("rl-80k.train_steps", 9, "rl-80k", None),
+        ("rl-80k.train_steps", 40, "rl-80k", None),
         ("evaluate.samples_per_prompt", 9, "evaluate", None),
         ("export.check_tokens", 9, "export", None),
     ],
@@ -122,12 +135,12 @@ def test_reasons_tell_code_data_seed_and_upstream_apart(checkout: Path, clock: l
     assert reason("pretrain") == "data: tokens has other content"
     make_data(checkout)
 
-    source = checkout / "stages" / "sft" / "__main__.py"
+    source = checkout / "stages" / "sft" / "train.py"
     text = source.read_text()
     source.write_text("# a comment is not code\n" + text)
     assert reason("sft").startswith("unchanged")
     source.write_text(text.replace("STEPS = 6", "STEPS = 8"))
-    assert reason("sft").startswith("code: changed, one of stages/sft")
+    assert reason("sft").startswith("code: changed, or a package it imports")
     # Code and a field at once: both are named.
     both = reason("sft", planning.load_profile("scratch", overrides={"sft.epochs": 3.0}))
     assert both.startswith("profile: sft.epochs 1.0 -> 3.0; code: changed")
@@ -135,7 +148,7 @@ def test_reasons_tell_code_data_seed_and_upstream_apart(checkout: Path, clock: l
 
     other = planning.load_profile("scratch", overrides={"pretrain.train_steps": 3})
     execute(other, clock)
-    pretrained = Path(resolve("pretrain", settings).output)
+    pretrained = run_of("pretrain", settings)
     again = reason("sft", planning.load_profile("scratch", overrides={"sft.epochs": 3.0}), upstream=pretrained)
     assert "profile: sft.epochs 1.0 -> 3.0; upstream: starts from runs/scratch/pretrain/" in again
     assert "code" not in again
@@ -158,35 +171,40 @@ def test_starting_an_engine_makes_up_for_what_was_left_out(
     def row(stage: str, settings: Profile = settings) -> planning.Row:
         return planning.plan(settings, only=[stage])[0]
 
-    assert planning.NO_ENGINE in row("synthesize").inputs and "engine answers" not in row("synthesize").reason
-    assert execute(settings, clock) == AFTER_DATA and execute(settings, clock) == []
-    assert planning.NO_ENGINE in row("rl-40k").inputs and planning.NO_ENGINE not in row("rl-80k").inputs
+    assert NO_ENGINE in row("synthesize").inputs and "engine answers" not in row("synthesize").reason
+    assert execute(settings, clock, tools.missing) == AFTER_DATA and execute(settings, clock, tools.missing) == []
+    assert NO_ENGINE in row("rl-40k").inputs and NO_ENGINE not in row("rl-80k").inputs
 
     missing[0] = None
     assert "an engine answers now, and last time: swe: skipped: no engine" in row("synthesize").reason
-    assert row("rl-40k").reason == "sandbox: an engine answers now" and planning.NO_ENGINE not in row("rl-40k").inputs
-    assert execute(settings, clock) == ["rl-40k", "rl-80k", "evaluate", "export"]
+    assert row("rl-40k").reason == "swe: what it needs is there now" and NO_ENGINE not in row("rl-40k").inputs
+    assert execute(settings, clock, tools.missing) == ["rl-40k", "rl-80k", "evaluate", "export"]
     write_json(summary, {"swe": {"rows": {"train": 6}}})
-    assert planning.left_out(settings, "synthesize") == []
+    assert records.left_out(settings.name, "synthesize") == []
 
     missing[0] = ServiceError("no Docker engine answers", "Start one.")
-    assert execute(settings, clock) == [], "what was done with an engine needs none any more"
-    strict = planning.load_profile("scratch", overrides={"rl-40k.train_steps": 3})
-    assert row("rl-40k", strict).action == "run"
+    assert execute(settings, clock, tools.missing) == [], "what was done with an engine needs none any more"
+    other = planning.load_profile("scratch", overrides={"rl-40k.train_steps": 3})
+    assert row("rl-40k", other).action == "run" and NO_ENGINE in row("rl-40k", other).inputs
     scratch.write_profile(checkout, **wishes, synthesize__swe__when_no_engine="fail")
     strict = planning.load_profile("scratch", overrides={"rl-40k.train_steps": 3})
-    with pytest.raises(ServiceError, match=r"rl-40k: no Docker engine answers, and .* fail\. Start one\."):
-        planning.plan(strict, only=["rl-40k"])
+    assert row("rl-40k", strict).action == "run", "a plan is printed all the same"
+    to_run = [planned.stage for planned in planning.plan(strict, only=AFTER_DATA) if planned.action == "run"]
+    with pytest.raises(
+        ServiceError, match=r"rl-40k: no Docker engine answers, and .* go without tasks of swe\. Start one\."
+    ):
+        preflight.check(strict, to_run, tools.missing)
+    preflight.check(strict, ["rl-80k"], tools.missing)
 
 
 def test_an_interrupted_stage_says_how_far_it_came(checkout: Path) -> None:
     make_data(checkout)
     settings = planning.load_profile("scratch")
-    request = resolve("pretrain", settings)
-    write_request(request)
+    request = resolve("pretrain", settings, scratch.nothing_missing)
+    folder.prepare(request.run, request)
     assert planning.plan(settings, only=["pretrain"])[0].reason == "interrupted before its first logged step"
     lines = [{"step": step, "time": 0, "metrics": {"train/loss": 1.0}} for step in (10, 20)]
-    (Path(request.output) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (request.run / folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert planning.plan(settings, only=["pretrain"])[0].reason == "interrupted at step 20"
 
 
@@ -200,7 +218,7 @@ def test_data_stages_go_by_dvc(checkout: Path) -> None:
         dvc.commit(f"{stage}@scratch")
     rows = {row.stage: row for row in planning.plan(settings, stop="sft-data")}
     assert [rows[stage].action for stage in ("corpus", "tokenizer", "tokens")] == ["skip", "skip", "run"]
-    assert rows["corpus"].reason == "unchanged: DVC finds the same inputs, command and output"
+    assert rows["corpus"].reason == planning.UNCHANGED_DATA
 
     scratch.write_profile(checkout, corpus__max_megabytes=3.5)
     rows = {row.stage: row for row in planning.plan(planning.load_profile("scratch"), stop="tokenizer")}
@@ -271,13 +289,13 @@ def test_upstream_by_folder_and_fingerprint(checkout: Path, clock: list[float]) 
     make_data(checkout)
     settings = planning.load_profile("scratch")
     execute(settings, clock)
-    run = Path(resolve("pretrain", settings).output)
+    run = run_of("pretrain", settings)
     assert planning.find_upstream(str(run), settings) == run
     assert planning.find_upstream(str(run.relative_to(checkout)), settings) == run
     assert planning.find_upstream(run.name[:10], settings) == run
     assert planning.find_upstream("m1-scratch@pretrain", settings) is None
     with pytest.raises(UsageError, match="holds no finished checkpoint"):
-        planning.find_upstream("runs/scratch/evaluate/" + Path(resolve("evaluate", settings).output).name, settings)
+        planning.find_upstream(str(run_of("evaluate", settings).relative_to(checkout)), settings)
     twin = run.with_name(run.name[:8] + "00000000")
     twin.mkdir()
     with pytest.raises(UsageError, match="fits 2 runs"):
@@ -290,10 +308,12 @@ def test_expected_tokens_by_hand(checkout: Path) -> None:
     settings = planning.load_profile("scratch", overrides={"pretrain.train_steps": 3, "evaluate.samples_per_prompt": 2})
     pretrain, rl, evaluate = settings.pretrain, settings.rl_40k, settings.evaluate
     tokens = 3 * pretrain.global_batch_size * pretrain.sequence_length
-    assert planning.expected_tokens(settings, "pretrain") == (tokens, False)
+    costs = planning.expected(settings)
+    assert (costs["pretrain"].tokens, costs["pretrain"].bound) == (tokens, False)
     longest = rl.train_steps * rl.prompts_per_step * rl.group_size * (rl.max_prompt_length + rl.windows[0])
-    assert planning.expected_tokens(settings, "rl-40k") == (longest, True)
+    assert (costs["rl-40k"].tokens, costs["rl-40k"].bound) == (longest, True)
     answers = 5 * len(settings.synthesize.tasks) * evaluate.prompts_per_task * 2
     expected = answers * (rl.max_prompt_length + evaluate.max_new_tokens)
-    assert planning.expected_tokens(settings, "evaluate") == (expected, True)
-    assert planning.expected_tokens(settings, "corpus") == (None, False)
+    assert (costs["evaluate"].tokens, costs["evaluate"].bound) == (expected, True)
+    assert "corpus" not in costs
+    assert {row.stage: row.cost for row in planning.plan(settings) if row.cost is not None} == costs

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
-from infra.process import ProcessRecord, lock_file, tree_memory
+import psutil
+import pytest
+
+from infra.process import ProcessRecord, lock_file, start_mark, tree_memory
+
+proc_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="elsewhere there is only the time of day")
 
 
 def test_record_of_a_live_process_round_trips(tmp_path: Path, stop_later: list[int]) -> None:
@@ -34,12 +43,61 @@ def test_another_process_with_the_same_number_is_not_touched(stop_later: list[in
     process = subprocess.Popen(["sleep", "300"])
     stop_later.append(process.pid)
     record = ProcessRecord.of(process.pid)
-    older = dataclasses.replace(record, started=record.started - 3600)
+    boot, _, ticks = record.started.rpartition(":")
+    older = dataclasses.replace(record, started=f"{boot}:{int(ticks) - 1}")
+    before_a_reboot = dataclasses.replace(record, started=f"another-boot:{ticks}")
     other = dataclasses.replace(record, command=["prefect", "server", "start"])
-    for stranger in (older, other):
+    for stranger in (older, before_a_reboot, other):
         assert not stranger.alive()
         assert stranger.stop(grace=1) is False
-    assert process.poll() is None
+    assert process.poll() is None and record.alive()
+
+
+def test_a_process_that_follows_another_is_another_one(stop_later: list[int]) -> None:
+    """The same command line a moment later: only the start tells them apart."""
+    marks = []
+    for _ in range(2):
+        process = subprocess.Popen(["sleep", "300"])
+        stop_later.append(process.pid)
+        marks.append(start_mark(process.pid))
+        time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # starts are counted in ticks of the kernel's clock
+    assert marks[0] != marks[1]
+
+
+@proc_only
+def test_a_change_of_the_clock_makes_no_process_another_one(
+    tmp_path: Path, stop_later: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen(["sleep", "300"])
+    stop_later.append(process.pid)
+    ProcessRecord.of(process.pid).write(tmp_path / "a.json")
+    now, created = time.time, psutil.Process.create_time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created(self) + 3600)
+    record = ProcessRecord.read(tmp_path / "a.json")
+    assert record is not None and record.alive()
+    assert record.started == start_mark(process.pid)
+
+
+@proc_only
+def test_the_mark_is_the_boot_and_the_ticks_since(tmp_path: Path, stop_later: list[int]) -> None:
+    """Also of a program whose name looks like the fields that follow it in /proc."""
+    program = tmp_path / "a) R 1 (b 2"
+    shutil.copy(shutil.which("sleep") or "", program)
+    process = subprocess.Popen(["sleep", "300"], executable=program)
+    stop_later.append(process.pid)
+    assert ProcessRecord.of(process.pid).alive()  # it has its name now
+    boot, ticks = start_mark(process.pid).split(":")
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    since_boot = psutil.Process(process.pid).create_time() - psutil.boot_time()
+    assert int(ticks) / os.sysconf("SC_CLK_TCK") == pytest.approx(since_boot, abs=0.02)
+
+
+def test_the_mark_of_no_process_is_an_error() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    with pytest.raises(psutil.NoSuchProcess):
+        start_mark(process.pid)
 
 
 def test_stop_ends_a_process_and_what_is_below_it(tmp_path: Path) -> None:
@@ -76,9 +134,6 @@ def test_lock_is_exclusive_and_survives_its_taker_in_a_child(tmp_path: Path, sto
 
 def test_memory_of_a_tree_counts_children(stop_later: list[int]) -> None:
     code = "import subprocess,sys; x=b'1'*50_000_000; subprocess.run(['sleep','300'])"
-    import sys
-    import time
-
     process = subprocess.Popen([sys.executable, "-c", code])
     stop_later.append(process.pid)
     deadline = time.monotonic() + 30

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from infra import services
 from m1 import paths
@@ -33,20 +34,34 @@ def test_a_taken_port_is_replaced_by_a_free_one() -> None:
 
 
 def test_dotenv_keeps_what_the_user_wrote(checkout: Path) -> None:
-    (checkout / ".env").write_text("MINE=1\nOTHER='two words'\n")
-    services.write_dotenv()
-    services.write_dotenv()
-    lines = (checkout / ".env").read_text().splitlines()
-    assert lines[:2] == ["MINE=1", "OTHER='two words'"]
-    assert sum(line.startswith("PREFECT_HOME=") for line in lines) == 1
-    services.down()
-    assert (checkout / ".env").read_text() == "MINE=1\nOTHER='two words'\n"
+    users = b"MINE=1\r\nOTHER='two words' # \xe9\n\n  # no line break at the end"
+    (checkout / ".env").write_bytes(users)
+    said: list[str] = []
+    services.write_dotenv(said.append)
+    first = (checkout / ".env").read_bytes()
+    services.write_dotenv(said.append)
+    assert (checkout / ".env").read_bytes() == first and first.startswith(users)
+    found = dotenv_values(checkout / ".env", encoding="latin-1")
+    assert found["MINE"] == "1" and found["OTHER"] == "two words"
+    assert found["PREFECT_HOME"] == str(paths.STATE / "prefect")
+    assert first.count(b"PREFECT_HOME=") == 1 and b"PREFECT_API_URL" not in first, "no address of a server that is off"
+    services.down(said.append)
+    assert (checkout / ".env").read_bytes() == users and said == []
+
+
+def test_dotenv_that_cannot_be_written_is_worth_a_line_and_no_more(checkout: Path) -> None:
+    (checkout / ".env").mkdir()
+    said: list[str] = []
+    services.write_dotenv(said.append)
+    services.down(said.append)
+    assert len(said) == 2
+    assert all(line.startswith(f"note: {checkout / '.env'} cannot be written") for line in said)
 
 
 def test_down_without_services_does_nothing(checkout: Path) -> None:
     said: list[str] = []
     services.down(said.append)
-    assert said == []
+    assert said == [] and not (checkout / ".env").exists()
     assert all(status.pid is None and not status.healthy for status in services.status().values())
 
 

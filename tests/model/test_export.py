@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from m1.errors import StageFailed, UsageError
 from m1.files import write_json
 from m1.planning import arithmetic
 from m1.run import profiles as profile
-from m1.run.contract import StageContext, StageRequest, StageResult, load_result
+from m1.run.contract import StageContext, StageRequest, StageResult, Upstream, load_result
+from m1.run.folder import write_record
+from m1.run.registry import stage
+from m1.run.stage import Origin
 
 MODEL = SMALL.model_copy(update={"vocab_size": 400, "max_position_embeddings": 4096})
 
@@ -42,11 +46,15 @@ def inputs(tmp_path_factory):
     parallel.initialize(ALONE, 1)
     model = build_model(MODEL, ALONE, seed=5, rotary_base=30_000.0)
     checkpoint.save(parent / "checkpoint", model, None, {"rotary_base": 30_000.0})
+    values = profile.load("tiny").to_dict()
+    request = StageRequest(
+        stage="sft", profile=values, fingerprint="0123" * 16, output=str(parent), data={}, data_digests={}
+    )
     result = StageResult(
-        stage="sft", fingerprint="0123" * 16, request={"history": []}, checkpoint="checkpoint",
+        stage="sft", fingerprint="0123" * 16, request=request, checkpoint="checkpoint",
         key_metric="loss", before=3.0, after=2.0, metrics={},
     )  # fmt: skip
-    write_json(parent / "result.json", vars(result))
+    write_record(parent / "result.json", result)
     return root
 
 
@@ -59,13 +67,13 @@ def context(inputs: Path, output: Path, **overrides) -> StageContext:
             stage="export", profile=values, fingerprint="ab" * 32, output=str(output),
             data={name: str(inputs / name) for name in ("tokenizer", "tokens")},
             data_digests={"tokenizer": "t1", "tokens": "t2"},
-            parent=str(parent), parent_stage="sft", history=[["sft", str(parent)]],
+            parent=str(parent), parent_stage="sft", history=(Upstream(stage="sft", run=str(parent)),),
         )
     )  # fmt: skip
 
 
 def execute(context: StageContext) -> StageResult:
-    from stages.export.__main__ import run
+    from stages.export.run import run
 
     return run(context)
 
@@ -361,8 +369,6 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(inputs, tmp_path, monkey
 
 def pretraining(inputs: Path, output: Path, base: Path, **overrides) -> StageContext:
     """One step of pretraining from the weights in `base`, on the held-out text."""
-    from m1.stage import base_model
-
     changes = {
         "pretrain.init_from": str(base), "pretrain.sequence_length": 64, "pretrain.global_batch_size": 4,
         "pretrain.micro_batch_size": 2, "pretrain.train_steps": 1, "pretrain.evaluate_every": 1,
@@ -375,7 +381,7 @@ def pretraining(inputs: Path, output: Path, base: Path, **overrides) -> StageCon
         StageRequest(
             stage="pretrain", profile=values, fingerprint="cd" * 32, output=str(output),
             data={name: str(inputs / name) for name in ("tokenizer", "tokens")}, data_digests={},
-            init_from=base_model("pretrain", settings, inputs / "tokenizer"),
+            origin=stage("pretrain").origin(settings, inputs / "tokenizer"),
         )
     )  # fmt: skip
 
@@ -398,8 +404,8 @@ def test_pretraining_starts_from_an_exported_model(exported, released, inputs, t
     folder = (exported if layout == "transformers" else released)[0] / "model"
     started = pretraining(inputs, tmp_path / "run", folder)
     result = train.run(started)
-    assert result.request["init_from"] == started.request.init_from
-    assert str(folder) in result.notes[0] and started.request.init_from["digest"][:16] in result.notes[0]
+    assert result.request.origin == started.request.origin
+    assert str(folder) in result.notes[0] and started.request.origin.digest[:16] in result.notes[0]
 
     parallel.initialize(started.profile.parallel, 1)
     settings = started.profile
@@ -422,14 +428,16 @@ def test_a_stage_that_goes_on_does_not_start_from_the_base_again(released, input
     first = train.run(started)
     shutil.rmtree(tmp_path / "base")
     again = train.run(StageContext(started.request))
-    assert (again.before, again.after, again.notes) == (first.before, first.after, [])
+    assert (again.before, again.after, again.notes) == (first.before, first.after, ())
 
 
 def test_a_base_model_that_changed_since_the_plan_is_refused(released, inputs, tmp_path, token_sets):
     from stages.pretrain import train
 
     started = pretraining(inputs, tmp_path / "run", released[0] / "model")
-    started.request.init_from["digest"] = "0" * 64
+    assert started.request.origin is not None
+    other = Origin(started.request.origin.folder, "0" * 64)
+    started.request = started.request.model_copy(update={"origin": other})
     with pytest.raises(UsageError, match="has changed since"):
         train.run(started)
 
@@ -451,17 +459,17 @@ def test_the_base_model_is_part_of_the_identity(released):
     from m1.run.identity import fingerprint
 
     settings = profile.load("tiny")
-    one, other = (fingerprint("pretrain", settings, {}, None, [], digest) for digest in ("a" * 64, "b" * 64))
-    assert one != other
-    assert fingerprint("pretrain", settings, {}, None, []) == fingerprint("pretrain", settings, {}, None, [], None)
+    one, other, moved = (
+        fingerprint("pretrain", settings, {}, origin=Origin(place, digest * 64))
+        for place, digest in (("/a", "a"), ("/a", "b"), ("/elsewhere", "a"))
+    )
+    assert one != other and one == moved
+    assert fingerprint("pretrain", settings, {}) not in (one, other)
 
 
 def test_module_runs_alone():
     """`python -m stages.export` is the entry point that the flow starts."""
-    from m1.stage import STAGE_INFO
-
-    assert STAGE_INFO["export"].module == "stages.export"
-    assert "tokens" in profile.READS["export"]
-    import stages.export.__main__ as entry
-
-    assert sys.modules[entry.run.__module__].__package__ == "stages.export"
+    record = stage("export")
+    assert record.package == "stages.export" and "tokens" in record.reads
+    done = subprocess.run([sys.executable, "-m", record.package, "--help"], capture_output=True, text=True, check=True)
+    assert record.about in " ".join(done.stdout.split())

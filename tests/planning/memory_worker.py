@@ -12,7 +12,7 @@ import torch.distributed as dist
 from m1.config.model import Model
 from m1.config.parallel import Parallel
 from m1.config.training import Optimizer
-from m1.planning.measure import count_trainer
+from m1.training.measure import count_trainer
 
 SMALL = Model(
     num_layers=2, softmax_every=2, hidden_size=64, num_attention_heads=4, num_query_groups=2, head_dim=32,

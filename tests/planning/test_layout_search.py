@@ -11,8 +11,8 @@ from m1.planning.layouts import Hardware
 from m1.run import profiles as profile
 
 FULL = profile.load("m1-456b")
-WORK = {each.name: each for each in work.training_work(FULL)}
-PRETRAIN = WORK["pretrain"]
+STEPS = {each.name: each for each in work.training_steps(FULL)}
+PRETRAIN = STEPS["pretrain"]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_found_layouts_pass_the_profile(found):
 
 
 def test_the_profiles_own_layout_fits_every_stage():
-    for each in WORK.values():
-        _, needed = memory.largest(FULL.model, FULL.parallel, each.load(FULL.parallel))
+    for each in STEPS.values():
+        _, needed = memory.largest(FULL.model, FULL.parallel, work.load(each, FULL.parallel))
         assert needed.total <= 80e9 * (1 - memory.RESERVE), each.name
 
 
@@ -69,7 +69,7 @@ def test_none_fits_and_the_smallest_cluster_does():
 
 def test_a_small_model_needs_one_gpu():
     tiny = profile.load("tiny")
-    first = work.training_work(tiny)[0]
+    first = work.training_steps(tiny)[0]
     assert layouts.smallest_cluster(tiny.model, first, Hardware(), precision="fp32") == 1
     assert layouts.smallest_cluster(tiny.model, first, Hardware(memory=1e6), precision="fp32", limit=64) is None
 
@@ -77,7 +77,7 @@ def test_a_small_model_needs_one_gpu():
 def time_of(**sizes):
     settings = {"world_size": 512, "precision": "bf16", "pipeline_model_parallel_size": 8, **sizes}
     parallel = Parallel(**settings)
-    return layouts.step_time(FULL.model, parallel, PRETRAIN.load(parallel), Hardware())
+    return layouts.step_time(FULL.model, parallel, work.load(PRETRAIN, parallel), Hardware())
 
 
 def test_parts_of_a_steps_time():
@@ -101,7 +101,7 @@ def test_compute_is_the_operations_over_what_the_cluster_does():
 
     hardware = Hardware()
     parallel = Parallel(world_size=64, tensor_model_parallel_size=8, precision="bf16")
-    time = layouts.step_time(FULL.model, parallel, PRETRAIN.load(parallel), hardware)
+    time = layouts.step_time(FULL.model, parallel, work.load(PRETRAIN, parallel), hardware)
     flops = training_flops(FULL.model, PRETRAIN.global_batch_size * PRETRAIN.sequence_length, PRETRAIN.sequence_length)
     assert time.compute * 64 * hardware.flops * hardware.efficiency == pytest.approx(flops, rel=1e-6)
 
@@ -118,10 +118,10 @@ def test_rl_cost_by_hand():
     """Five forward passes for every token: rollout, old log-probabilities, and a training step of three."""
     from m1.planning.arithmetic import forward_flops
 
-    cost = work.rl_cost(FULL, "rl-40k", 20_000)
+    cost = work.rl_cost(FULL.model, FULL.rl_40k, 20_000)
     prompt = 0.97 * 4096 + 0.03 * 17_408  # three prompts of a hundred are software-engineering tasks
     assert cost.tokens == pytest.approx(4000 * 512 * 16 * (20_000 + prompt))
     assert cost.flops == pytest.approx(5 * forward_flops(FULL.model, cost.tokens, 20_000 + prompt), rel=1e-4)
-    assert work.rl_cost(FULL, "rl-40k").tokens > cost.tokens
+    assert work.rl_cost(FULL.model, FULL.rl_40k).tokens > cost.tokens
     price = work.Price(peak_flops=1e15, mfu=0.5, rollout_mfu=0.1, dollars=2.0)
-    assert cost.hours(price) == pytest.approx((cost.rollout_flops / 1e14 + cost.training_flops / 5e14) / 3600)
+    assert price.of(cost) == pytest.approx((cost.rollout_flops / 1e14 + cost.training_flops / 5e14) / 3600)

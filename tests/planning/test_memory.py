@@ -32,7 +32,7 @@ def run(*command: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole():
     """m1-456b on one rank, on the meta device, by the code of a run."""
-    return run("-m", "m1.planning.measure", "--profile", "m1-456b", "--alone")[0]
+    return run("-m", "m1.training.measure", "--profile", "m1-456b", "--alone")[0]
 
 
 def test_full_size_is_the_published_size(whole):
@@ -56,7 +56,7 @@ def ranks():
     size = FULL.parallel.world_size
     wanted = [0, size // 2, size - 1]
     arguments = [x for rank in wanted for x in ("--rank", str(rank))]
-    return run("-m", "m1.planning.measure", "--profile", "m1-456b", *arguments)
+    return run("-m", "m1.training.measure", "--profile", "m1-456b", *arguments)
 
 
 def test_every_rank_of_the_full_layout(ranks):

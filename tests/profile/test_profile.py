@@ -15,6 +15,7 @@ from m1 import paths
 from m1.config.training import LearningRate
 from m1.errors import UsageError
 from m1.run import profiles as profile
+from m1.run.registry import parent_of
 
 
 @pytest.mark.parametrize("name", profile.available())
@@ -92,10 +93,10 @@ def _order(first: str, second: str) -> list[str]:
 @pytest.mark.parametrize("pair", [("sft", "context-extension"), ("context-extension", "sft")])
 def test_both_orders_work_and_set_the_parents(pair: tuple[str, str]) -> None:
     settings = profile.load("tiny", overrides={"order": _order(*pair)})
-    assert settings.parent_of(pair[0]) == "pretrain"
-    assert settings.parent_of(pair[1]) == pair[0]
-    assert settings.parent_of("rl-40k") == pair[1]
-    assert settings.parent_of("pretrain") is None
+    assert parent_of(settings, pair[0]) == "pretrain"
+    assert parent_of(settings, pair[1]) == pair[0]
+    assert parent_of(settings, "rl-40k") == pair[1]
+    assert parent_of(settings, "pretrain") is None
 
 
 def test_reading_before_making_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Sampling: the distribution, the nucleus, the stops, and independence of the batch."""
 
+import inspect
 import math
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from m1.config.model import Model
 from m1.config.parallel import Parallel
 from m1.config.rl import Repetition
-from m1.rollout.engine import row_seed
-from m1.rollout.recurrent import generate
+from m1.rollout.engine import RolloutEngine, Sampling, row_seed
+from m1.rollout.recurrent import RecurrentEngine, generate
 from m1.rollout.sampling import nucleus, sample
+from m1.training.stopping import StopRequested
 
 SMALL = Model(
     num_layers=4, softmax_every=4, hidden_size=32, num_attention_heads=2, num_query_groups=1, head_dim=16,
@@ -147,3 +149,84 @@ def test_prompts_without_seeds_are_left_out(decoder):
     results = generate(decoder, prompts, seeds=[[], [5], []], max_new_tokens=4, eos_id=EOS)
     assert [len(group) for group in results] == [0, 1, 0]
     assert generate(decoder, [], seeds=[], max_new_tokens=4, eos_id=EOS) == []
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+
+def test_the_recurrent_engine_fulfils_the_protocol():
+    """Whatever the protocol names is there, with the same parameters."""
+    for name, wanted in vars(RolloutEngine).items():
+        if name.startswith("_") or not inspect.isfunction(wanted):
+            continue
+        found = inspect.signature(getattr(RecurrentEngine, name)).parameters
+        expected = inspect.signature(wanted).parameters
+        assert [(p.name, p.kind, p.default) for p in found.values()] == [
+            (p.name, p.kind, p.default) for p in expected.values()
+        ]
+    assert {"generate", "update_weights", "close"} <= set(vars(RolloutEngine))
+    assert set(RolloutEngine.__annotations__) == {"weight_version"}
+
+
+def test_rollouts_carry_the_version_of_the_weights_that_update_raises(decoder):
+    engine = RecurrentEngine(decoder.model, EOS)
+    prompts, seeds = prompts_and_seeds(2, 3)
+    sampling = Sampling(6)
+    assert engine.weight_version == 0
+    first = engine.generate(prompts, seeds, sampling)
+    engine.update_weights(7)
+    later = engine.generate(prompts, seeds, sampling)
+    engine.close()
+    assert engine.weight_version == 7
+    assert {r.weight_version for group in first for r in group} == {0}, "what was sampled before keeps its version"
+    assert {r.weight_version for group in later for r in group} == {7}
+    for before, after in zip((r for g in first for r in g), (r for g in later for r in g), strict=True):
+        assert (before.tokens, before.logprobs) == (after.tokens, after.logprobs), "the weights themselves are the same"
+
+
+def test_the_engine_generates_with_the_trainers_present_weights(decoder):
+    engine = RecurrentEngine(decoder.model, EOS)
+    prompts, seeds = prompts_and_seeds(1, 4)
+    before = engine.generate(prompts, seeds, Sampling(12))
+    weight = decoder.model.output_layer.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[EOS] += 100 * weight[EOS].sign()  # another policy
+        engine.update_weights(1)
+        after = engine.generate(prompts, seeds, Sampling(12))
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    engine.update_weights(2)
+    again = engine.generate(prompts, seeds, Sampling(12))
+    assert [r.tokens for r in after[0]] != [r.tokens for r in before[0]] == [r.tokens for r in again[0]]
+
+
+def test_the_engine_samples_as_it_is_told(decoder):
+    """Window, temperature, nucleus and the stop on repetition reach the sampler."""
+    prompts, seeds = prompts_and_seeds(3, 4)
+    engine = RecurrentEngine(decoder.model, EOS, batch_size=5)
+    rule = Repetition(consecutive_tokens=2, probability=0.02)
+    told = Sampling(15, temperature=0.8, top_p=0.9, repetition=rule)
+    expected = generate(
+        decoder, prompts, seeds=seeds, max_new_tokens=15, eos_id=EOS, temperature=0.8, top_p=0.9, repetition=rule,
+        batch_size=5,
+    )  # fmt: skip
+    assert engine.generate(prompts, seeds, told) == expected
+    for other in (Sampling(14, 0.8, 0.9, rule), Sampling(15, 1.3, 0.9, rule), Sampling(15, 0.8, 0.2, rule),
+                  Sampling(15, 0.8, 0.9)):  # fmt: skip
+        assert engine.generate(prompts, seeds, other) != expected
+
+
+def test_the_engine_abandons_what_it_generates_when_it_is_told_to_stop(decoder):
+    class Told:
+        def noticed(self):
+            return True
+
+        def agreed(self):
+            return True
+
+    prompts, seeds = prompts_and_seeds(1, 2)
+    with pytest.raises(StopRequested):
+        RecurrentEngine(decoder.model, EOS).generate(prompts, seeds, Sampling(10), Told())

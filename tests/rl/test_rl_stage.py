@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from m1 import paths, stage
+from m1 import paths
 from m1.config.tasks import TaskRange
 from m1.errors import Checkpointed
-from m1.run import profiles as profile
+from m1.files import write_rows
+from m1.run import profiles
+from m1.run.contract import StageContext, StageRequest, Upstream, checkpoint_of, load_result
+from m1.run.folder import prepare, read_metrics
+from m1.tasks.base import Row, Verdict
 
 PARENT_STAGE = "context-extension"
 OVERRIDES = {
@@ -32,6 +36,7 @@ OVERRIDES = {
     "evaluate.samples_per_prompt": 2,
     "evaluate.prompts_per_task": 2,
     "evaluate.max_new_tokens": 12,
+    "evaluate.swe": None,
 } | {
     f"rl-{name}.{field}": value
     for name in ("40k", "80k")
@@ -52,18 +57,19 @@ OVERRIDES = {
     }.items()
 }
 OVERRIDES |= {"rl-40k.windows": [12], "rl-80k.windows": [12, 14, 16], "rl-80k.max_solve_rate": 0.9}
+OVERRIDES |= {"rl-80k.train_steps": 5}  # enough for the last window, should every move be forced
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Data and an untrained parent run, made by the project's own parts."""
     from m1.model.hybrid import build_model
-    from m1.tasks.logic.draw import draw, row, write_rows
+    from m1.tasks.logic.draw import draw
     from m1.training import checkpoint, parallel
     from stages.tokenizer.train import save, train
 
     root = tmp_path_factory.mktemp("world")
-    settings = profile.load("tiny", overrides=OVERRIDES)
+    settings = profiles.load("tiny", overrides=OVERRIDES)
     tasks = {name: TaskRange(max_difficulty=1) for name in ("arithmetic", "word_sorting")}
     (root / "synthesize").mkdir()
     (root / "tokenizer").mkdir()
@@ -71,9 +77,9 @@ def world(tmp_path_factory):
     rows = {}
     for split, count in (("heldout", 3), ("train", 20)):
         problems = draw(tasks, count, seed=1, purpose=split, taken=taken)
-        rows[split] = [row(problem, with_response=False) for problem in problems]
-        write_rows(root / "synthesize" / f"{split}.jsonl", rows[split])
-    texts = [Path(__file__).read_text(), *(r["question"] for r in rows["train"])]
+        rows[split] = [problem.row(with_response=False) for problem in problems]
+        write_rows(root / "synthesize" / f"{split}.jsonl", [row.to_json() for row in rows[split]], sort_keys=True)
+    texts = [Path(__file__).read_text(), *(row.question for row in rows["train"])]
     save(train(texts, settings.model.vocab_size), root / "tokenizer")
 
     parallel.initialize(settings.parallel, 1)
@@ -85,34 +91,46 @@ def world(tmp_path_factory):
     folder = checkpoint.step_folder(parent / "checkpoints", 1)
     saved = checkpoint.save(folder, model, None, {"step": 1, "rotary_base": settings.model.rotary_base})
     parallel.shutdown()
-    request = stage.StageRequest(PARENT_STAGE, settings.to_dict(), "a" * 64, str(parent), {}, {})
-    context = stage.StageContext(request)
-    context.finish(checkpoint=saved, key_metric="", before=None, after=None, metrics={})
+    made = StageRequest(
+        stage=PARENT_STAGE, profile=settings.to_dict(), fingerprint="a" * 64, output=str(parent), data={},
+        data_digests={},
+    )  # fmt: skip
+    StageContext(made).finish(checkpoint=saved, key_metric="", before=None, after=None, metrics={})
     return root
 
 
 def request(world, name, output, parent="parent", **changes):
-    settings = profile.load("tiny", overrides={**OVERRIDES, **changes})
+    settings = profiles.load("tiny", overrides={**OVERRIDES, **changes})
     parent_run = world / parent
-    earlier = stage.load_result(parent_run)
-    return stage.StageRequest(
-        name, settings.to_dict(), "b" * 64, str(world / output),
-        {"synthesize": str(world / "synthesize"), "tokenizer": str(world / "tokenizer")}, {}, str(parent_run),
-        earlier.stage, [*earlier.request["history"], [earlier.stage, str(parent_run)]],
+    earlier = load_result(parent_run)
+    return StageRequest(
+        stage=name, profile=settings.to_dict(), fingerprint="b" * 64, output=str(world / output),
+        data={"synthesize": str(world / "synthesize"), "tokenizer": str(world / "tokenizer")}, data_digests={},
+        parent=str(parent_run), parent_stage=earlier.stage,
+        history=(*earlier.request.history, Upstream(stage=earlier.stage, run=str(parent_run))),
     )  # fmt: skip
 
 
 def steps_of(run):
     """Step metrics without those that measure time."""
-    lines = [line for line in stage.read_metrics(run) if "rl/reward" in line["metrics"]]
-    return [{k: v for k, v in line["metrics"].items() if not k.startswith("time/")} for line in lines]
+    lines = [line for line in read_metrics(run) if "rl/reward" in line.metrics]
+    return [{k: v for k, v in line.metrics.items() if not k.startswith("time/")} for line in lines]
+
+
+def heldout_steps(run):
+    return [line.step for line in read_metrics(run) if "heldout/pass@1/mean" in line.metrics]
+
+
+def rollouts_of(run):
+    """What was written down of the rollouts, by file."""
+    return {file.name: file.read_text() for file in sorted((run / "rollouts").iterdir())}
 
 
 def weights_of(run, settings):
     from m1.training import checkpoint, parallel
 
     parallel.initialize(settings.parallel, 1)
-    model = checkpoint.load_model(stage.checkpoint_of(run), settings.model, settings.parallel)
+    model = checkpoint.load_model(checkpoint_of(run), settings.model, settings.parallel)
     weights = {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     parallel.shutdown()
     return weights
@@ -122,12 +140,12 @@ def weights_of(run, settings):
 def finished(world):
     from stages.rl.train import run
 
-    run(stage.StageContext(request(world, "rl-40k", "whole")))
+    run(StageContext(request(world, "rl-40k", "whole")))
     return world / "whole"
 
 
 def test_a_run_leaves_everything_it_promises(finished):
-    result = stage.load_result(finished)
+    result = load_result(finished)
     assert result.stage == "rl-40k" and result.key_metric == "heldout pass@1"
     assert (finished / result.checkpoint / "manifest.json").is_file()
     assert all((finished / figure).stat().st_size > 1000 for figure in result.figures) and len(result.figures) == 8
@@ -137,10 +155,13 @@ def test_a_run_leaves_everything_it_promises(finished):
         assert metrics["agreement/pearson"] > 0.999 and metrics["agreement/max_abs_difference"] < 1e-4
         assert metrics["rl/updates"] == 2 and metrics["rl/grad_norm"] > 0
         assert 0 <= metrics["cispo/clip_frac_high"] <= 1 and metrics["cispo/is_weight_max"] > 1
-    heldout = [line["step"] for line in stage.read_metrics(finished) if "heldout/pass@1/mean" in line["metrics"]]
-    assert heldout == [0, 2, 4]
-    lines = [json.loads(line) for line in (finished / "rollouts" / "step_00004.jsonl").read_text().splitlines()]
-    assert len(lines) % 4 == 0 and {"prompt", "response", "reward", "advantage", "finish_reason"} <= set(lines[0])
+    assert heldout_steps(finished) == [0, 2, 4]
+    written = {name: [json.loads(line) for line in text.splitlines()] for name, text in rollouts_of(finished).items()}
+    assert list(written) == ["step_00001.jsonl", "step_00002.jsonl", "step_00004.jsonl"]
+    for step, lines in zip((1, 2, 4), written.values(), strict=True):
+        assert len(lines) % 4 == 0 and {"prompt", "response", "reward", "advantage", "finish_reason"} <= set(lines[0])
+        assert {line["family"] for line in lines} == {"logic"}
+        assert {line["weight_version"] for line in lines} == {step - 1}, "the number of batches trained on before"
 
 
 def test_it_learns_what_is_rewarded(finished):
@@ -154,7 +175,7 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(world, finished):
     from m1.training import parallel
     from stages.rl.train import run
 
-    class Killed(stage.StageContext):
+    class Killed(StageContext):
         def log_metrics(self, step, metrics):
             if step == 3:
                 raise KeyboardInterrupt
@@ -164,16 +185,17 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(world, finished):
     with pytest.raises(KeyboardInterrupt):
         run(Killed(again))
     parallel.shutdown()
-    assert stage.load_result(world / "killed") is None
-    run(stage.StageContext(again))
+    assert load_result(world / "killed") is None
+    run(StageContext(again))
     assert steps_of(world / "killed") == steps_of(finished)
+    assert rollouts_of(world / "killed") == rollouts_of(finished)
     settings = again.load_profile()
     one, two = weights_of(finished, settings), weights_of(world / "killed", settings)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert stage.load_result(world / "killed").before == stage.load_result(finished).before
+    assert load_result(world / "killed").before == load_result(finished).before
 
 
-@pytest.mark.parametrize("call", [5, 30, 60])
+@pytest.mark.parametrize("call", [5, 30, 60, 70])
 def test_sigterm_abandons_rollouts_and_going_on_is_bit_for_bit_the_whole_run(world, finished, monkeypatch, call):
     """The signal arrives while tokens are generated, first for an evaluation; saved is the state before that step."""
     from m1.rollout.decoder import Decoder
@@ -192,23 +214,21 @@ def test_sigterm_abandons_rollouts_and_going_on_is_bit_for_bit_the_whole_run(wor
     monkeypatch.setattr(Decoder, "step", counted)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Checkpointed):
-        run(stage.StageContext(again))
+        run(StageContext(again))
     signal.signal(signal.SIGTERM, before)
     parallel.shutdown()
     assert calls[0] == call, "not one token more"
-    run(stage.StageContext(again))
+    run(StageContext(again))
     assert steps_of(world / f"stopped_{call}") == steps_of(finished)
-    heldout = [
-        line for line in stage.read_metrics(world / f"stopped_{call}") if "heldout/pass@1/mean" in line["metrics"]
-    ]
-    assert [line["step"] for line in heldout] == [0, 2, 4]
-    assert stage.load_result(world / f"stopped_{call}").before == stage.load_result(finished).before
+    assert rollouts_of(world / f"stopped_{call}") == rollouts_of(finished)
+    assert heldout_steps(world / f"stopped_{call}") == [0, 2, 4]
+    assert load_result(world / f"stopped_{call}").before == load_result(finished).before
 
 
 def test_two_ranks_generate_and_train_on_the_same_as_one(world, finished):
     """Through torchrun: rollouts of the first step are identical, the update equal up to float rounding."""
     two = request(world, "rl-40k", "two", **{"parallel.world_size": 2, "rl-40k.train_steps": 1})
-    file = stage.write_request(two)
+    file = prepare(two.run, two)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "-m", "stages.rl", "--request", str(file)],
@@ -224,20 +244,20 @@ def test_two_ranks_generate_and_train_on_the_same_as_one(world, finished):
 def test_the_second_stage_widens_its_windows_and_drops_easy_prompts(world):
     from stages.rl.train import run
 
-    run(stage.StageContext(request(world, "rl-80k", "second")))
+    run(StageContext(request(world, "rl-80k", "second")))
     second = world / "second"
     windows = [metrics["rl/window"] for metrics in steps_of(second)]
     assert windows[0] == 12 and windows == sorted(windows) and windows[-1] > 12
     rates = json.loads((second / "solve_rate.json").read_text())
     assert rates and all(0 <= rate <= 1 for rate in rates.values())
-    notes = stage.load_result(second).notes
+    notes = load_result(second).notes
     assert "prompts dropped" in notes[0] and "window 12 -> 14" in notes[1]
 
 
 def test_evaluate_compares_the_checkpoints(world, finished):
     from stages.evaluate.run import checkpoints_to_evaluate, run
 
-    result = run(stage.StageContext(request(world, "evaluate", "evaluated", parent="whole")))
+    result = run(StageContext(request(world, "evaluate", "evaluated", parent="whole")))
     assert result.checkpoint is None
     table = json.loads((world / "evaluated" / "pass_at_1.json").read_text())
     assert list(table) == [PARENT_STAGE, "rl-40k"]
@@ -249,15 +269,54 @@ def test_evaluate_compares_the_checkpoints(world, finished):
     assert len(samples) == 4 and len(json.loads(samples[0])["responses"]) == 2
 
     names = ("pretrain", "context-extension", "sft", "rl-40k")
-    history = [[name, "folder"] for name in names]
-    assert [name for name, _ in checkpoints_to_evaluate(history)] == ["context-extension", "sft", "rl-40k"]
+    history = [Upstream(stage=name, run="folder") for name in names]
+    assert [run.stage for run in checkpoints_to_evaluate(history)] == ["context-extension", "sft", "rl-40k"]
+
+
+def test_heldout_prompts_are_answered_as_in_the_reports_evaluation(world):
+    """Temperature 1 and top-p 0.95 (MiniMax-M1 report §6), in the longest window, and only the plain family's."""
+    from m1.rollout.engine import Rollout, Sampling
+    from m1.tokenizer import load_tokenizer
+    from m1.training import parallel
+    from stages.rl.heldout import HeldOut
+    from stages.rl.state import State
+
+    asked = []
+
+    class Engine:
+        weight_version = 0
+
+        def generate(self, prompts, seeds, sampling, stop=None):
+            asked.append((prompts, seeds, sampling))
+            return [[Rollout([5], [-0.1], "stop") for _ in group] for group in seeds]
+
+    class Never:
+        def noticed(self):
+            return False
+
+        def agreed(self):
+            return False
+
+    context = StageContext(request(world, "rl-80k", "measured"))
+    parallel.initialize(context.profile.parallel, 1)
+    heldout = HeldOut(context, Engine(), load_tokenizer(context.data["tokenizer"]), Never())
+    state = State()
+    for state.step in (0, 0, 1, 2):
+        heldout.measure_if_due(state)
+    parallel.shutdown()
+    assert [step for step, _ in state.heldout] == [0, 2] and len(asked) == 2, "once for each step that is due"
+    for prompts, seeds, sampling in asked:
+        assert len(prompts) == 2 and [len(group) for group in seeds] == [4, 4], "one of either task, four responses"
+        assert sampling == Sampling(16, temperature=1.0, top_p=0.95, repetition=None)
+    assert asked[0][1] == asked[1][1], "measured on the same draws"
 
 
 def test_accuracy_is_the_mean_over_tasks_with_the_error_of_the_prompts():
     from m1.tasks.pass_rate import Answered, accuracy_by_task
 
     def answered(task, correct):
-        return Answered({"task": task}, [], [], correct)
+        row = Row("", "logic", task, 1, "", "", "", {})
+        return Answered(row, [], [], [Verdict(float(each), each, True) for each in correct])
 
     rates = {"b": [[True, False], [True, True]], "a": [[False, False], [True, False]]}
     table = accuracy_by_task([answered(task, correct) for task, all_of_it in rates.items() for correct in all_of_it])

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import statistics
+from fractions import Fraction
 
 import pytest
 import torch
@@ -15,14 +16,16 @@ from m1 import chat
 from m1.config.rl import Cispo, Repetition, Rewards, Rl, WindowCriteria
 from m1.config.training import LearningRate
 from m1.errors import UsageError
+from m1.planning import preflight
 from m1.rollout.engine import Rollout
-from m1.run import profiles as profile
+from m1.run import profiles
+from m1.tasks.base import Row, Verdict
 from m1.tasks.logic import TASKS
+from m1.tasks.logic.judging import score
 from m1.tasks.prompts import Prompt, first_of_each_task
 from stages.rl.advantage import group_advantages
-from stages.rl.checks import check
-from stages.rl.rewards import Reward, judge, overlong_penalty
-from stages.rl.sampling import Group, PromptSampler, dynamic_sampling
+from stages.rl.rewards import Reward, overlong_penalty, reward
+from stages.rl.sampling import Group, MixedSampler, PromptSampler, dynamic_sampling
 from stages.rl.updates import Loss, plan_updates
 from stages.rl.windows import WindowSchedule
 
@@ -37,8 +40,12 @@ def section(**changes):
     return Rl(**{**values, **changes})
 
 
+def row(name, task="task", family="logic"):
+    return Row(name, family, task, 1, "", "", "", {})
+
+
 def prompts(count):
-    return [Prompt({"id": str(i), "task": f"task{i % 3}"}, [5 + i] * (1 + i % 7)) for i in range(count)]
+    return [Prompt(row(str(i), f"task{i % 3}"), [5 + i] * (1 + i % 7)) for i in range(count)]
 
 
 def group(position, prompt, totals, lengths=None):
@@ -79,15 +86,26 @@ def test_overlong_penalty_follows_dapo_eq_13(length, expected):
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_reward_adds_correctness_format_and_length(task):
     problem = TASKS[task].generate(random.Random(1), 1)
-    row = {"task": task, "state": problem.state}
+    asked = problem.row(with_response=False)
     weights = Rewards(correct=1.0, format=0.1, overlong_cache=10, overlong_penalty=0.5)
     right = chat.render_response("thinking", problem.answer)
     wrong = chat.render_response("thinking", "zzz ?")
-    judged = judge(row, right, 30, window=50, weights=weights)
-    assert (judged.total, judged.correct, judged.formatted) == (pytest.approx(1.1), True, True)
-    assert judge(row, wrong, 30, window=50, weights=weights).total == pytest.approx(0.1)
-    assert judge(row, problem.answer, 30, window=50, weights=weights).total == 0.0
-    assert judge(row, right, 45, window=50, weights=weights).total == pytest.approx(1.1 - 0.5 * 0.5)
+
+    def earned(text, length=30):
+        return reward(score(asked, text), length, window=50, weights=weights)
+
+    assert (earned(right).total, earned(right).correct, earned(right).formatted) == (pytest.approx(1.1), True, True)
+    assert earned(wrong).total == pytest.approx(0.1)
+    assert earned(problem.answer).total == 0.0
+    assert earned(right, 45).total == pytest.approx(1.1 - 0.5 * 0.5)
+
+
+def test_reward_follows_the_verdicts_value_and_keeps_its_end():
+    weights = Rewards(correct=2.0, format=0.1, overlong_cache=10)
+    half = Verdict(0.5, False, True, end="unresolved")
+    assert reward(half, 30, window=50, weights=weights) == Reward(pytest.approx(1.1), False, True, 0.0, "unresolved")
+    with pytest.raises(ValueError, match="not judged has no reward: the judge is gone"):
+        reward(Verdict(math.nan, False, True, message="the judge is gone", judged=False), 3, window=50, weights=weights)
 
 
 # ------------------------------------------------------------------------------------------------------- sampler
@@ -104,14 +122,95 @@ def test_order_is_a_function_of_seed_and_position():
         twice = PromptSampler(pool, "3", cursor=again.cursor)
         assert twice.take(5) == PromptSampler(pool, "3", cursor=35).take(5), "resumed twice"
     for start in range(0, 30, 10):
-        assert {prompt.row["id"] for _, prompt in whole[start : start + 10]} == {str(i) for i in range(10)}
+        assert {prompt.row.id for _, prompt in whole[start : start + 10]} == {str(i) for i in range(10)}
     assert [p for _, p in whole[:10]] != [p for _, p in whole[10:20]]
     assert PromptSampler(pool, "4").take(35) != whole
 
 
+def samplers(*sizes, seed="5"):
+    made = [[Prompt(row(f"{family}{i}", family=str(family)), [1]) for i in range(n)] for family, n in enumerate(sizes)]
+    return [PromptSampler(each, seed) for each in made]
+
+
+def taken_by(sampler, total, batch=12):
+    """Which sampler each of the first positions was given to, and which prompt."""
+    taken = [each for _ in range(-(-total // batch)) for each in sampler.take(batch)]
+    order = dict(taken)
+    assert sorted(order) == list(range(len(taken))), "every position once"
+    return [int(order[position].row.family) for position in range(total)], [order[p].row.id for p in range(total)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.floats(0.001, 1.0), st.sampled_from([0.25, 0.1, 1 / 3, 0.5, 1.0])), st.integers(0, 200))
+def test_with_one_other_sampler_the_order_is_that_of_the_rounded_down_share(share, total):
+    exact = Fraction(share).limit_denominator(1000)
+    owners, _ = taken_by(MixedSampler(samplers(7, 5), [1 - share, share]), total)
+    for n in range(total + 1):
+        assert sum(owners[:n]) == math.floor(n * exact)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 40), st.integers(1, 300))
+def test_of_three_samplers_each_has_its_share_within_one(first, second, rest, total):
+    whole = first + second + rest
+    shares = [Fraction(part, whole) for part in (rest, first, second)]
+    owners, _ = taken_by(MixedSampler(samplers(11, 7, 5), [float(share) for share in shares]), total)
+    for n in range(total + 1):
+        counts = [owners[:n].count(number) for number in range(3)]
+        for number in (1, 2):
+            assert math.floor(n * shares[number]) - counts[number] in (0, 1), "rounded down, or one fewer"
+        # What the first has is what the others leave: it may be ahead by as much as they are behind.
+        assert 0 <= counts[0] - n * shares[0] < 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 5), st.integers(0, 150), st.integers(1, 20))
+def test_mixed_samplers_lose_and_double_nothing_and_any_cursor_resumes(parts, rest, cursor, count):
+    """Each sampler's own order comes whole, place after place, and stopping at any position changes nothing."""
+    whole = sum(parts) + rest
+    shares = [rest / whole, *(part / whole for part in parts)]
+    sizes = [3 + 2 * number for number in range(len(shares))]
+    sampler = MixedSampler(samplers(*sizes), shares)
+    before = [sampler.take(1)[0] for _ in range(cursor)]
+    assert sampler.cursor == cursor
+    batch = sampler.take(count)
+    resumed = MixedSampler(samplers(*sizes), shares, cursor=cursor)
+    assert resumed.take(count) == batch and resumed.cursor == sampler.cursor == cursor + count
+    after, order = resumed.take(40), dict([*before, *batch])
+    assert sampler.take(40) == after, "and goes on in the same way"
+    order |= dict(after)
+    assert sorted(order) == list(range(cursor + count + 40))
+    for number, own in enumerate(samplers(*sizes)):
+        mine = [order[position] for position in sorted(order) if order[position].row.family == str(number)]
+        assert mine == [prompt for _, prompt in own.take(len(mine))]
+
+
+def test_a_batch_has_sampler_after_sampler_so_that_ranks_have_equally_many_of_each():
+    sampler = MixedSampler(samplers(20, 20, 20), [0.5, 0.25, 0.25])
+    for _ in range(6):
+        batch = sampler.take(16)
+        families = [prompt.row.family for _, prompt in batch]
+        assert families == sorted(families)
+        for family in "012":
+            by_rank = [families[rank::2].count(family) for rank in (0, 1)]
+            assert abs(by_rank[0] - by_rank[1]) <= 1
+        for family in "012":
+            positions = [position for position, prompt in batch if prompt.row.family == family]
+            assert positions == sorted(positions)
+
+
+def test_one_sampler_alone_is_taken_as_it_is():
+    """As where the only other family is left out: its share goes to the one that is there."""
+    (alone,) = samplers(7)
+    assert MixedSampler(samplers(7), [0.5]).take(20) == alone.take(20)
+
+
 def test_first_of_each_task():
     chosen = first_of_each_task(prompts(12), 2)
-    assert [prompt.row["id"] for prompt in chosen] == ["0", "1", "2", "3", "4", "5"]
+    assert [prompt.row.id for prompt in chosen] == ["0", "1", "2", "3", "4", "5"]
+    families = [Prompt(row(f"{family}{i}", family=family), [1]) for family in ("logic", "swe") for i in range(3)]
+    chosen = first_of_each_task(families, 2)
+    assert [prompt.row.id for prompt in chosen] == ["logic0", "logic1", "swe0", "swe1"], "a name that two families use"
 
 
 # ---------------------------------------------------------------------------------------------- dynamic sampling
@@ -163,10 +262,10 @@ def test_window_state_survives_json():
     one, values = WindowSchedule([40, 48, 56], CRITERIA), [(2.0 + i % 2 / 50, 40 + i) for i in range(12)]
     for perplexity, length in values[:5]:
         one.update(perplexity, length)
-    two = WindowSchedule([40, 48, 56], CRITERIA)
-    two.restore(json.loads(json.dumps(one.state())))
+    two = WindowSchedule.resumed([40, 48, 56], CRITERIA, json.loads(json.dumps(one.state())))
     assert [one.update(*v) for v in values[5:]] == [two.update(*v) for v in values[5:]]
     assert one.state() == two.state()
+    assert WindowSchedule.resumed([40, 48, 56], CRITERIA, None).state() == {"index": 0, "perplexities": []}
 
 
 # ------------------------------------------------------------------------------------------------- plan of updates
@@ -202,7 +301,7 @@ def test_every_response_is_trained_on_once_whatever_the_layout(groups, ranks, up
 
 
 def test_batches_carry_labels_and_values_where_the_response_is_predicted():
-    made = group(0, Prompt({"id": "a"}, [5, 6, 7]), [1.0, 0.0], [2, 4])
+    made = group(0, Prompt(row("a"), [5, 6, 7]), [1.0, 0.0], [2, 4])
     made.rollouts[0] = Rollout([8, 9], [-0.25, -0.5], "stop")
     made.advantages = [1.5, -1.5]
     ((batch,),) = plan_updates([made], section(updates_per_step=1), seed="s", rank=0, ranks=1)
@@ -232,7 +331,7 @@ def test_ranks_have_about_equally_many_tokens(ranks, seed):
 
 
 def test_a_mini_batch_without_old_logprobs_is_trained_at_a_ratio_of_one():
-    made = group(0, Prompt({"id": "a"}, [5, 6, 7]), [1.0, 0.0], [2, 4])
+    made = group(0, Prompt(row("a"), [5, 6, 7]), [1.0, 0.0], [2, 4])
     made.advantages = [1.5, -1.5]
     ((batch,),) = plan_updates([made], section(updates_per_step=1), seed="s", rank=0, ranks=1)
     gradients = []
@@ -251,20 +350,43 @@ def test_a_mini_batch_without_old_logprobs_is_trained_at_a_ratio_of_one():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("changes", "message"),
     [
-        ("rl-40k.temperature", 0.8, "temperature"),
-        ("rl-40k.cispo.is_weight_max", 0.2, "is_weight_max"),
-        ("rl-40k.cispo.is_weight_min", 1.5, "is_weight_min"),
-        ("rl-40k.rewards.overlong_cache", 4000, "overlong_cache"),
-        ("rl-40k.max_prompt_length", 100_000, "max_prompt_length"),
-        ("parallel.tensor_model_parallel_size", 2, "tensor_model_parallel_size"),
+        ({"rl-40k.temperature": 0.8}, r"rl-40k\.temperature=0\.8"),
+        ({"rl-40k.cispo.is_weight_max": 0.2}, "is_weight_max=0.2 do not enclose 1"),
+        ({"rl-40k.cispo.is_weight_min": 1.5}, "is_weight_min=1.5 and is_weight_max=5.0 do not enclose 1"),
+        ({"rl-40k.rewards.overlong_cache": 4000}, r"rewards\.overlong_cache=4000 is not below the first window"),
+        ({"rl-40k.max_prompt_length": 100_000}, "rl-40k: max_prompt_length .* exceeds model.max_position_embeddings"),
+        ({"rl-40k.prompts_per_step": 63}, "rl-40k: prompts_per_step=63 .* multiples of the data-parallel size 2"),
+        ({"rl-40k.updates_per_step": 512}, "responses per update=1 must be multiples of the data-parallel size 2"),
+        ({"rl-80k.train_steps": 10}, "10 steps may end in the window of 144 .* never reach 160; .* train_steps=11 or"),
     ],
 )
-def test_impossible_settings_are_named_before_any_work(field, value, message):
-    check("rl-40k", profile.load("tiny"))
+def test_impossible_settings_are_named_when_the_profile_is_read(changes, message):
+    assert profiles.load("tiny").name == "tiny"
     with pytest.raises(UsageError, match=message):
-        check("rl-40k", profile.load("tiny", overrides={field: value}))
+        profiles.load("tiny", overrides=changes)
+    assert profiles.load("tiny", overrides={"rl-80k.train_steps": 11}).rl_80k.train_steps == 11
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("tensor_model_parallel_size", {}),
+        ("pipeline_model_parallel_size", {"model.num_layers": 16}),
+        ("context_parallel_size", {}),
+        ("expert_model_parallel_size", {}),
+    ],
+)
+def test_what_this_version_cannot_do_is_named_before_any_work(field, more):
+    def nothing_missing(need):
+        return None
+
+    settings = profiles.load("tiny", overrides={f"parallel.{field}": 2, **more})
+    for name in ("rl-40k", "rl-80k"):
+        preflight.check(profiles.load("tiny"), [name], nothing_missing)
+        with pytest.raises(UsageError, match=rf"{name}: parallel\.{field}=2, but rollouts need the whole model"):
+            preflight.check(settings, [name], nothing_missing)
 
 
 def test_perplexity_is_finite_for_the_metrics_of_one_step():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 from m1 import chat, paths
 from m1.config.profile import Profile
 from m1.errors import UsageError
-from m1.run import profiles as profile
+from m1.run import profiles
+from m1.tasks.base import Row, Verdict
 from m1.tasks.logic import TASKS, draw
-from m1.tasks.logic.draw import FIELDS
-from m1.tasks.logic.family import Score, score
-from stages.sft_data.__main__ import run as run_sft_data
-from stages.synthesize.__main__ import run as run_synthesize
+from m1.tasks.logic.judging import score
+from m1.tasks.prompts import read_rows
+from stages.sft_data.run import run as run_sft_data
+from stages.synthesize.run import run as run_synthesize
 
 LEVELS = (1, 2, 3)
 ALL_TASKS = {name: {"max_difficulty": max(LEVELS)} for name in TASKS}
@@ -32,7 +35,7 @@ SMALL = {
 
 
 def settings_of(**overrides: Any) -> Profile:
-    return profile.load("tiny", overrides={**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}})
+    return profiles.load("tiny", overrides={**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}})
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -48,7 +51,8 @@ def make(stage: str, settings: Profile) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    """A folder that takes the place of `data/` in the checkout."""
+    monkeypatch.setattr(paths, "data_dir", lambda profile, stage: tmp_path / profile / stage)
     return tmp_path
 
 
@@ -68,12 +72,13 @@ def test_rows_splits_and_levels(root: Path) -> None:
             assert max(counts) - min(counts) <= 1 and sum(counts) == len(levels)
         for r in content:
             worked = name.startswith("sft")
-            assert set(r) == {*FIELDS, *(["response"] if worked else [])}
-            assert r["prompt"] == chat.render_prompt(r["question"])
+            assert set(r) == {field.name for field in fields(Row)} - (set() if worked else {"response"})
+            assert r["family"] == "logic" and r["prompt"] == chat.render_prompt(r["question"])
             response = r["response"] if worked else chat.render_response("", r["answer"])
-            assert score(r, response) == Score(correct=True, formatted=True)
+            assert score(Row(**r), response) == Verdict(1.0, correct=True, formatted=True)
         ids += [r["id"] for r in content]
         questions += [r["task"] + r["question"] for r in content]
+        assert [row.to_json() for row in read_rows(root / "tiny" / f"{name}.jsonl")] == content, "as it is read back"
     assert len(set(ids)) == len(ids) == len(set(questions))
     tasks_in_order = [r["task"] for r in sets["synthesize/train"]]
     assert tasks_in_order != sorted(tasks_in_order)
@@ -114,22 +119,39 @@ def test_heldout_does_not_depend_on_the_number_of_training_prompts_or_on_other_t
     assert {json.dumps(r, sort_keys=True) for r in only} == whole
 
 
-def test_unknown_task_and_empty_mapping_are_refused(root: Path) -> None:
-    for section, stage in (("sft-data", "sft-data"), ("synthesize", "synthesize")):
-        bad = settings_of(**{f"{section}.tasks": {"sudoku": {"max_difficulty": 1}}})
-        with pytest.raises(UsageError, match=rf"{section}.tasks.*'sudoku'.*Choose from: arithmetic"):
-            make(stage, bad)
-        with pytest.raises(UsageError, match=f"{section}.tasks is empty"):
-            make(stage, settings_of(**{f"{section}.tasks": {}}))
+def test_unknown_task_and_empty_mapping_are_refused_when_the_profile_is_read() -> None:
+    for section in ("sft-data", "synthesize"):
+        with pytest.raises(UsageError, match=rf"{section}\.tasks: there is no task 'sudoku'; choose from arithmetic"):
+            settings_of(**{f"{section}.tasks": {"sudoku": {"max_difficulty": 1}}})
+        with pytest.raises(UsageError, match=rf"{section}\.tasks: .*'arithmetics'; did you mean arithmetic\?"):
+            settings_of(**{f"{section}.tasks": {"arithmetics": {"max_difficulty": 1}}})
+        with pytest.raises(UsageError, match=rf"{section}\.tasks is empty; name at least one of arithmetic"):
+            settings_of(**{f"{section}.tasks": {}})
 
 
 def test_missing_and_damaged_sft_data_are_named(root: Path) -> None:
-    with pytest.raises(UsageError, match=r"sft-data/train.jsonl is not there.*stages.sft_data --profile tiny"):
+    with pytest.raises(UsageError, match=r"sft-data/heldout.jsonl is not there.*stages.sft_data --profile tiny"):
         make("synthesize", settings_of())
-    file = make("sft-data", settings_of()) / "heldout.jsonl"
-    file.write_text(file.read_text()[:-50])
-    with pytest.raises(UsageError, match=r"heldout.jsonl is damaged"):
+    folder = make("sft-data", settings_of())
+    for name in ("heldout", "train"):
+        file = folder / f"{name}.jsonl"
+        whole = file.read_text()
+        file.write_text(whole[:-50] if name == "heldout" else whole.replace('"id"', '"key"', 1))
+        with pytest.raises(UsageError, match=rf"{name}.jsonl.* is damaged.*stages.sft_data --profile tiny"):
+            make("synthesize", settings_of())
+        file.write_text(whole)
+    (folder / "train.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"sft-data/train.jsonl is not there"):
         make("synthesize", settings_of())
+
+
+def test_rows_of_an_older_form_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    whole = TASKS["arithmetic"].generate(random.Random(1), 1).row(with_response=False).to_json()
+    for changed in ({**whole, "score": 1}, {k: v for k, v in whole.items() if k != "family"}):
+        file.write_text(json.dumps(whole) + "\n" + json.dumps(changed) + "\n")
+        with pytest.raises(UsageError, match=r"train\.jsonl:2 is not a row of tasks: it has .*\. Make it again"):
+            read_rows(file, "Make it again.")
 
 
 def test_a_level_that_runs_dry_is_named_and_leaves_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +163,6 @@ def test_a_level_that_runs_dry_is_named_and_leaves_no_file(root: Path, monkeypat
     assert not (paths.data_dir("tiny", "sft-data") / "train.jsonl").exists()
 
 
-def test_one_sample_cannot_be_split(root: Path) -> None:
-    with pytest.raises(UsageError, match="samples_per_task=1"):
-        make("sft-data", settings_of(**{"sft-data.samples_per_task": 1}))
+def test_one_sample_cannot_be_split() -> None:
+    with pytest.raises(UsageError, match=r"sft-data\.samples_per_task=1 leaves nothing to hold out"):
+        settings_of(**{"sft-data.samples_per_task": 1})

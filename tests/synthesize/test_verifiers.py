@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1 import chat
-from m1.tasks import logic as tasks
+from m1.tasks import logic
+from m1.tasks.base import Verdict
 from m1.tasks.logic import LEVELS, TASKS, Problem
-from m1.tasks.logic import family as rewards
-from m1.tasks.logic.draw import row
-from m1.tasks.logic.family import Score, score
+from m1.tasks.logic.judging import RuleJudge, score
 
 INTEGER_TASKS = ("arithmetic", "object_counting", "operation")
 SET_TASKS = ("boolean_expressions", "web_of_lies")
@@ -197,8 +196,8 @@ def test_place_must_be_named_alone() -> None:
 
 
 def test_nothing_evaluates_prints_or_imports_at_run_time(capsys: pytest.CaptureFixture[str]) -> None:
-    files = [*Path(tasks.__file__).parent.glob("*.py"), Path(rewards.__file__)]
-    assert len(files) > len(TASKS)
+    files = list(Path(logic.__file__).parent.rglob("*.py"))
+    assert {f"{name}.py" for name in TASKS} | {"base.py", "judging.py"} <= {file.name for file in files}
     for file in files:
         calls = {
             n.func.id
@@ -210,18 +209,19 @@ def test_nothing_evaluates_prints_or_imports_at_run_time(capsys: pytest.CaptureF
     for name in TASKS:
         p = problem(name)
         accepts(p, "__import__('os').getcwd()")
-        score(row(p, with_response=False), chat.render_response("x", p.answer))
+        score(p.row(with_response=False), chat.render_response("x", p.answer))
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_score_reads_the_answer_block_alone(name: str) -> None:
     p = problem(name)
-    content = row(p, with_response=True)
-    good, bad = Score(correct=True, formatted=True), Score(correct=False, formatted=True)
-    nothing = Score(correct=False, formatted=False)
-    assert score(content, content["response"]) == good
-    assert score(content, content["response"].removesuffix(chat.END_OF_TURN)) == good
+    content = p.row(with_response=True)
+    assert content.response is not None
+    good, bad = Verdict(1.0, correct=True, formatted=True), Verdict(0.0, correct=False, formatted=True)
+    nothing = Verdict(0.0, correct=False, formatted=False)
+    assert score(content, content.response) == good
+    assert score(content, content.response.removesuffix(chat.END_OF_TURN)) == good
     assert score(content, chat.render_response("whatever", p.answer)) == good
     assert score(content, chat.render_response(p.answer, "?")) == bad
     assert score(content, chat.render_response(p.reasoning, "")) == bad
@@ -237,12 +237,14 @@ def test_score_reads_the_answer_block_alone(name: str) -> None:
         f"<think>x</think><answer>{p.answer}</answer> and more",
     ):
         assert score(content, text) == nothing, text
+    asked = [(content, content.response), (content, ""), (content, chat.render_response("", "?"))]
+    assert RuleJudge().judge(asked) == [good, nothing, bad], "in the order of what is asked"
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=MODEL_TEXT, tags=st.lists(st.sampled_from([*chat.ADDED_TOKENS, *chat.SPECIAL_TOKENS]), max_size=6))
 def test_score_never_raises(text: str, tags: list[str]) -> None:
-    content = row(problem("web_of_lies"), with_response=False)
+    content = problem("web_of_lies").row(with_response=False)
     mixed = text.join(["", *tags, ""])
     result = score(content, mixed)
     assert result.formatted or not result.correct

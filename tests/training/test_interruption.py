@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from infra import launch
-from m1 import paths, stage
+from m1 import paths
 from m1.errors import Checkpointed, Interrupted
+from m1.run import folder as folders
 from m1.run import profiles as profile
+from m1.run.contract import StageRequest, load_result
 from m1.training import checkpoint
 
 SETTINGS = {
@@ -53,9 +55,12 @@ def state(tmp_path_factory):
         yield
 
 
-def request_of(folder: Path, tokens: Path, **changes) -> stage.StageRequest:
+def request_of(folder: Path, tokens: Path, **changes) -> StageRequest:
     values = profile.load("smoke", overrides={**SETTINGS, **changes}).to_dict()
-    return stage.StageRequest("pretrain", values, "c" * 64, str(folder), {"tokens": str(tokens)}, {"tokens": "1"})
+    return StageRequest(
+        stage="pretrain", profile=values, fingerprint="c" * 64, output=str(folder), data={"tokens": str(tokens)},
+        data_digests={"tokens": "1"},
+    )  # fmt: skip
 
 
 def ranks() -> list[psutil.Process]:
@@ -70,14 +75,14 @@ def ranks() -> list[psutil.Process]:
     return found
 
 
-def run(request: stage.StageRequest, at: int | None = None, act=None) -> list[str]:
+def run(request: StageRequest, at: int | None = None, act=None) -> list[str]:
     """Run the stage; once step `at` is in its log, `act` on its ranks. Returns what it printed."""
     lines: list[str] = []
     done = False
 
     def on_tick() -> None:
         nonlocal done
-        steps = [line["step"] for line in stage.read_metrics(Path(request.output))]
+        steps = [line.step for line in folders.read_metrics(Path(request.output))]
         if at is not None and not done and max(steps, default=0) >= at:
             done = True
             act(ranks())
@@ -90,8 +95,8 @@ def run(request: stage.StageRequest, at: int | None = None, act=None) -> list[st
 
 
 def measured(folder: Path) -> dict[int, tuple[float, float]]:
-    lines = [line for line in stage.read_metrics(folder) if "train/loss" in line["metrics"]]
-    return {line["step"]: (line["metrics"]["train/loss"], line["metrics"]["train/grad_norm"]) for line in lines}
+    lines = [line for line in folders.read_metrics(folder) if "train/loss" in line.metrics]
+    return {line.step: (line.metrics["train/loss"], line.metrics["train/grad_norm"]) for line in lines}
 
 
 def newest_step(folder: Path) -> int:
@@ -139,9 +144,9 @@ def interrupted(tokens, state, plain_sigterm, tmp_path_factory):
 def test_the_end_is_bit_for_bit_that_of_a_run_that_never_stopped(interrupted) -> None:
     whole, stopped = measured(interrupted["whole"]), measured(interrupted["stopped"])
     assert len(whole) == 200 and stopped == whole
-    one, two = (stage.load_result(interrupted[name]) for name in ("whole", "stopped"))
+    one, two = (load_result(interrupted[name]) for name in ("whole", "stopped"))
     assert one is not None and two is not None and (one.before, one.after) == (two.before, two.after)
-    assert not (interrupted["stopped"] / stage.INTERRUPTION).exists()
+    assert not (interrupted["stopped"] / folders.INTERRUPTION).exists()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(interrupted) -> None:
@@ -170,12 +175,12 @@ def test_it_goes_on_from_the_checkpoint_that_sigterm_left(interrupted) -> None:
 def test_alone_a_rank_ends_with_the_exit_code(tokens, tmp_path) -> None:
     """As a cluster's launcher sees it, without torchrun and without ours."""
     request = request_of(tmp_path / "run", tokens, **{"parallel.world_size": 1, "pretrain.train_steps": 100_000})
-    path = stage.write_request(request)
+    path = folders.prepare(request.run, request)
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.pretrain", "--request", str(path)], cwd=paths.ROOT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    while not stage.read_metrics(tmp_path / "run"):
+    while not folders.read_metrics(tmp_path / "run"):
         assert process.poll() is None
         time.sleep(0.1)
     process.terminate()

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from m1 import stage
 from m1.config.training import LearningRate
 from m1.errors import Checkpointed, Interrupted, UsageError
+from m1.run import folder as folders
 from m1.run import profiles as profile
+from m1.run.contract import StageContext, StageRequest
+from m1.run.resolve import resumed
 from m1.training import checkpoint
 from m1.training.saving import surplus
 
@@ -43,7 +45,12 @@ def run(make_trainer, micro_batches, tmp_path):
         overrides = {f"checkpoints.{key}": value for key, value in {"stop_seconds": 600.0, **settings}.items()}
         values = profile.load("smoke", overrides={"parallel.world_size": 1, **overrides}).to_dict()
         output = str(tmp_path / name)
-        context = stage.StageContext(stage.StageRequest("pretrain", values, "f" * 64, output, {}, {}, resume=resume))
+        context = StageContext(
+            StageRequest(
+                stage="pretrain", profile=values, fingerprint="f" * 64, output=output, data={}, data_digests={},
+                resume=resume,
+            )
+        )  # fmt: skip
 
         def batches(step: int):
             during(step)
@@ -59,8 +66,8 @@ def run(make_trainer, micro_batches, tmp_path):
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
-    lines = [line for line in stage.read_metrics(run) if "train/loss" in line["metrics"]]
-    return [(line["step"], line["metrics"]["train/loss"], line["metrics"]["train/grad_norm"]) for line in lines]
+    lines = [line for line in folders.read_metrics(run) if "train/loss" in line.metrics]
+    return [(line.step, line.metrics["train/loss"], line.metrics["train/grad_norm"]) for line in lines]
 
 
 def names(run: Path) -> list[str]:
@@ -93,7 +100,7 @@ def test_sigterm_saves_and_going_on_equals_never_having_stopped(run, tmp_path, b
         ) as e:
             run("stopped", sigterm_at(stopped_at), asynchronous=beside)
         assert e.value.exit_code == 85
-        left = json.loads((tmp_path / "stopped" / stage.INTERRUPTION).read_text())
+        left = json.loads((tmp_path / "stopped" / folders.INTERRUPTION).read_text())
         assert left["step"] == stopped_at + 1
         assert checkpoint.damage(tmp_path / "stopped" / left["checkpoint"]) is None
     final = run("stopped", asynchronous=beside)
@@ -181,38 +188,43 @@ def test_another_runs_checkpoints_are_continued_until_there_are_own_ones(run, tm
         run("third", resume=str(tmp_path / "first"))
 
 
-def request_of(tmp_path: Path, name: str, **overrides) -> stage.StageRequest:
+def request_of(tmp_path: Path, name: str, **overrides) -> StageRequest:
     values = profile.load("smoke", overrides=overrides).to_dict()
-    return stage.StageRequest("pretrain", values, "f" * 64, str(tmp_path / name), {}, {"tokens": "1"})
+    return StageRequest(
+        stage="pretrain", profile=values, fingerprint="f" * 64, output=str(tmp_path / name), data={},
+        data_digests={"tokens": "1"},
+    )  # fmt: skip
 
 
 def test_only_the_layout_of_a_continued_run_may_differ(tmp_path) -> None:
-    stage.write_request(request_of(tmp_path, "first"))
+    first = request_of(tmp_path, "first")
+    folders.prepare(first.run, first)
     two = request_of(tmp_path, "second", **{"parallel.world_size": 1, "checkpoints.keep": 3})
-    assert stage.resumed(two, tmp_path / "first").resume == str(tmp_path / "first")
+    assert resumed(two, tmp_path / "first").resume == str(tmp_path / "first")
     other = request_of(tmp_path, "second", **{"model.moe_ffn_hidden_size": 64, "seed": 8, "pretrain.train_steps": 9})
-    with pytest.raises(UsageError, match="differs from this run in pretrain, model, seed; only the parallel layout"):
-        stage.resumed(other, tmp_path / "first")
+    with pytest.raises(UsageError, match="differs from this run in pretrain, seed, model; only the parallel layout"):
+        resumed(other, tmp_path / "first")
     with pytest.raises(UsageError, match="is not a run folder"):
-        stage.resumed(two, tmp_path / "nothing")
+        resumed(two, tmp_path / "nothing")
 
 
 def test_the_command_line_ends_with_the_stages_own_code(tmp_path) -> None:
     """What `m1 run` knows of a stage is the flow's events and the run folder; an older interruption is not news."""
+    from infra.flow_runs import Event
     from m1.cli.run import Watched
 
     request = request_of(tmp_path, "run")
-    stage.write_request(request)
-    events = [{"event": "planned"}, {"event": "stage running", "stage": "pretrain", "output": request.output}]
+    folders.prepare(request.run, request)
+    events = [Event("planned"), Event("stage running", stage="pretrain", output=request.output)]
     watched = Watched("id", tmp_path, time.time(), events=events)
     assert watched.interruption() is None
     folder = checkpoint.step_folder(Path(request.output) / "checkpoints", 7)
-    stage.StageContext(request).write_interruption(7, folder)
+    StageContext(request).write_interruption(7, folder)
     error = watched.interruption()
     assert error is not None and error.exit_code == 85
     assert f"stage pretrain was stopped by SIGTERM and has saved its state after step 7 in {folder}" in str(error)
     assert Watched("id", tmp_path, time.time() + 1, events=events).interruption() is None
-    stage.write_request(request)
+    folders.prepare(request.run, request)
     assert watched.interruption() is None, "the stage has been started again"
 
 

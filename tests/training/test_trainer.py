@@ -15,6 +15,11 @@ def weights(trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
 
 
+def gradients(trainer) -> list[torch.Tensor]:
+    """What the last step handed to the optimizer."""
+    return [parameter.main_grad.clone() for parameter in trainer.model.parameters()]
+
+
 def test_splitting_a_batch_into_micro_batches_changes_nothing(make_trainer, micro_batches) -> None:
     from m1.training.trainer import language_model_loss
 
@@ -27,7 +32,11 @@ def test_splitting_a_batch_into_micro_batches_changes_nothing(make_trainer, micr
     two = split.step(parts, language_model_loss, 1e-3)
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
-    assert torch.allclose(weights(whole), weights(split), atol=1e-6)
+    # Gradients and not weights: the first step of Adam moves a weight by the sign of its gradient, so that one near
+    # zero, whose sign is that of a rounding error, moves it by the whole learning rate in either direction. Sums of 64
+    # tokens in another order differ by some 2^-24 of their terms, a micro-batch of a wrong weight by a part of one.
+    for ours, expected in zip(gradients(split), gradients(whole), strict=True):
+        assert (ours - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_losses_are_normalised_by_tokens_not_by_sequences(make_trainer) -> None:
@@ -134,9 +143,9 @@ def test_a_shared_prompt_gives_what_it_gives_before_every_response(make_trainer)
         loss = -(logprobs * batch.extra["weight"]).sum()
         return loss, batch.loss_mask.sum(), {"loss": loss.detach()}
 
-    gradients = []
+    found = []
     for batch in (shared, apart):
         trainer.step([batch], weighted, 0.0)
-        gradients.append([parameter.main_grad.clone() for parameter in trainer.model.parameters()])
-    for ours, expected in zip(*gradients, strict=True):
+        found.append(gradients(trainer))
+    for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

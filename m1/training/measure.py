@@ -1,6 +1,6 @@
 """What Megatron-core itself allocates on one rank of a layout, without a GPU and without memory.
 
-    python -m m1.planning.measure --profile m1-456b --rank 0 --rank 511
+    python -m m1.training.measure --profile m1-456b --rank 0 --rank 511
 
 The trainer is built by the same code as in a run, on torch's meta device, in a process group that only pretends to have
 the other ranks; its weights, gradient buffers and optimizer shards are then counted. One JSON object per rank.
@@ -102,7 +102,7 @@ def count_trainer(trainer: Any) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m m1.planning.measure", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m m1.training.measure", description=__doc__)
     parser.add_argument("--profile", default="m1-456b")
     parser.add_argument("--rank", type=int, action="append", help="may be repeated; default 0")
     parser.add_argument("--alone", action="store_true", help="one rank that holds the whole model, no layout")

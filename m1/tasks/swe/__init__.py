@@ -1,0 +1,1 @@
+"""Software-engineering tasks made from real packages and repositories, validated in the sandbox."""
