@@ -5,7 +5,7 @@ PYTHON := $(shell for p in python3.11 python3.12; do \
 	"$$p" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo "$$p"; break; }; done)
 BIN := .venv/bin
-# Where this is set, every process compiles torch and all the rest anew: five seconds each, and there are dozens.
+# Where this is set, every process compiles torch and all other modules again: five seconds each, and there are dozens.
 export PYTHONDONTWRITEBYTECODE :=
 STAMP := .venv/setup.stamp
 

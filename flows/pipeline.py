@@ -217,8 +217,8 @@ def _data_stage(run: Run, name: str) -> StageRow:
     output = f"data/{settings.name}/{name}"
     seconds = 0.0
     if skip:
-        if changes:  # comments, say: dvc.lock shall be that of the files as they are now
-            launch.record_data_set(settings, name)
+        if changes:  # only comments, say: dvc.lock must be that of the files as they are now
+            dvc.commit(f"{name}@{settings.name}")
         tracked.skip(None, reason)
     else:
         get_run_logger().info("%s runs: %s", name, reason)
@@ -295,7 +295,7 @@ def _attempt() -> int:
 
 @contextlib.contextmanager
 def _tracked(tracked: StageTracker) -> Iterator[None]:
-    """Close the stage's MLflow run as failed whatever ends it; the cause goes on."""
+    """Close the stage's MLflow run as failed on any exception, which is raised again."""
     try:
         yield
     except BaseException as error:

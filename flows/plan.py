@@ -293,8 +293,8 @@ def data_reasons(
 ) -> list[str]:
     """Why a data stage is not up to date, in plain words; none for one that is.
 
-    Where it is known what the data set was made by, code and settings are compared by what they mean, and DVC's word
-    counts for the data and its command alone: a comment makes nothing anew, another version of a package does.
+    Where it is known what the data set was made by, code and settings are compared by what they mean, and DVC's account
+    counts for data and command only: a changed comment makes nothing run again, a new version of a package does.
     """
     record = stage(name)
     own = profiles.load(settings.name)  # what its command reads: a run's own seed or overrides do not reach it

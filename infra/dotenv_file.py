@@ -1,7 +1,7 @@
 """Our block of variables in the user's `.env`; all other bytes of the file stay as they are.
 
 python-dotenv's `set_key` cannot do that: it turns CRLF into LF, ends the last line, fails at bytes that are not UTF-8,
-and what `${` means to its parser it does not escape. So only that parser is used here, to see that all is read back.
+and does not escape `${`, which its parser expands. So only that parser is used here, to check that all is read back.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class ProcessRecord:
 def start_mark(pid: int) -> str:
     """When a process started: the boot of this machine, and clock ticks since then. Seconds where there is no /proc.
 
-    The time of day would not do: set by some seconds, it makes every process another one.
+    The time of day would not do: after a change of the clock, every process would look like another one.
 
     Raises:
         psutil.NoSuchProcess: there is no such process.

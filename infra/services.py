@@ -330,7 +330,7 @@ def write_dotenv(say: Callable[[str], None]) -> None:
 
 
 def _keep_dotenv(variables: Mapping[str, str | None], say: Callable[[str], None]) -> None:
-    """The services run without it: a file that cannot be written is worth a line, no more."""
+    """The services run without it, so a file that cannot be written is only reported."""
     try:
         write_block(paths.ROOT / ".env", variables)
     except ServiceError as error:

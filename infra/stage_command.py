@@ -14,7 +14,7 @@ from infra import machine, tools
 from infra.launch import run_stage
 from m1 import paths
 from m1.config.profile import Profile
-from m1.errors import Checkpointed, M1Error
+from m1.errors import Checkpointed, M1Error, UsageError
 from m1.files import unfinished, write_json
 from m1.planning import preflight
 from m1.run import identity, profiles
@@ -50,6 +50,18 @@ def _function(record: Stage) -> Callable[..., object]:
     return getattr(importlib.import_module(module), name)
 
 
+def _require_asked(record: Stage, profile: Profile) -> None:
+    """A profile need not have every stage that there is.
+
+    Raises:
+        UsageError: the profile does not ask for this one.
+    """
+    data = record.makes_data and profile.find(record.name, record.section) is not None
+    if not data and record.name not in profile.order:
+        hint = f"Put it into the order of profile {profile.name} and give it a section, or name another profile."
+        raise UsageError(f"profile {profile.name} does not ask for {record.name}", hint)
+
+
 def _run_command(records: tuple[Stage, ...], argv: list[str] | None) -> None:
     """Execute a request in this process (what the launcher starts), or resolve one and launch it."""
     parser = argparse.ArgumentParser(prog=f"python -m {records[0].package}", description=records[0].about)
@@ -69,6 +81,7 @@ def _run_command(records: tuple[Stage, ...], argv: list[str] | None) -> None:
         work(StageContext(request))
         return
     profile = profiles.load(options.profile)
+    _require_asked(next(record for record in records if record.name == options.stage), profile)
     preflight.check(profile, [options.stage], lambda need: None, machine.memory_of_rank(profile.parallel))
     request = resolve(options.stage, profile, tools.missing, parent=options.upstream)
     if options.force or load_result(request.run) is None:  # what is complete needs nothing any more
@@ -87,6 +100,7 @@ def _data_command(record: Stage, argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {record.package}", description=record.about)
     parser.add_argument("--profile", default="tiny")
     profile = profiles.load(parser.parse_args(argv).profile)
+    _require_asked(record, profile)
     preflight.check(profile, [record.name], tools.missing)
     final = paths.data_dir(profile.name, record.name)
     made_by = identity.data_identity(record, profile)

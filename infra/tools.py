@@ -1,4 +1,4 @@
-"""What task families may need besides the process they run in, and whether it is there at this moment."""
+"""What task families may need besides the process they run in, and whether it is there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MODULES = {Need.SANDBOX: "infra.sandbox"}
 
 
 def modules(demands: Mapping[str, Demand]) -> tuple[str, ...]:
-    """Modules behind what is demanded."""
+    """Modules behind these demands."""
     return tuple(dict.fromkeys(MODULES[demand.need] for demand in demands.values() if demand.need in MODULES))
 
 
 def missing(need: Need) -> M1Error | None:
-    """Why what a need names cannot be used at this moment, and how to get it; None if it can."""
+    """Why a need is not met at this moment, and how to meet it; None if it is met."""
     if need is Need.SANDBOX:
         from infra.sandbox import engine
 

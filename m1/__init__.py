@@ -1,1 +1,1 @@
-"""The library under the stages: profile, model, training, tracking and the command line."""
+"""The library under the stages: settings, runs, model, training, rollouts, tasks, data, tracking; and the commands."""

@@ -1,4 +1,4 @@
-"""The one error style of the project: one line that says what is wrong, and how to get on."""
+"""The one error style of the project: one line that says what is wrong, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launcher must do. Local processes are one; a cluster's scheduler is another."""
+"""What a launcher must do. Local processes are one launcher; a cluster's scheduler would be another."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Launcher(Protocol):
             on_line: called with every line the job prints.
             on_tick: called about once a second.
 
-        Whatever `on_line` and `on_tick` raise goes on to the caller, who then stops the job.
+        What `on_line` and `on_tick` raise reaches the caller, who then stops the job.
         """
         ...
 

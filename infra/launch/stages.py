@@ -188,7 +188,7 @@ def _lease(name: str, what: str) -> Iterator[int]:
 
 
 def _execute(launcher: Launcher, job: Job, on_line: OnLine, on_tick: OnTick) -> Outcome:
-    """Submit a job and follow it to its end; whatever ends the waiting ends the job."""
+    """Submit a job and follow it to its end; an exception while waiting stops the job."""
     with _sigterm_raises():
         handle = launcher.submit(job)
         try:

@@ -1,4 +1,4 @@
-"""A runner for code nobody has read: one container per job, no network, hard limits, results the job cannot forge."""
+"""A runner for untrusted code: one container per job, no network, hard limits, results the job cannot forge."""
 
 from infra.sandbox.provider import DockerSandboxes
 from infra.sandbox.runner import Sandbox

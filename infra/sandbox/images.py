@@ -3,7 +3,7 @@
 A base holds Python and a shell; it comes from debootstrap, from an image that the engine has or can pull, or from the
 Python that runs this program. An environment is the base and one layer of pinned packages. Nothing of a package is
 executed while an image is made: packages are wheels, unpacked here. Python sources are compiled once, in the engine, by
-the image's own Python: where every container compiled pytest anew, that was most of a job's time.
+the image's own Python: when every container compiled pytest again, that took most of a job's time.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class Evaluate(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
     prompts_per_task: int = Field(ge=1)
-    #: Prompts per task for the checkpoint before SFT; all where absent. It cannot end an answer yet, and so fills the
-    #: whole window with every response: the dearest checkpoint to evaluate, and the least interesting one.
+    #: Prompts per task for the checkpoint before SFT; all where absent. It cannot end an answer yet, so every response
+    #: fills the window: the most expensive checkpoint to evaluate, and the least interesting one.
     prompts_per_task_before_sft: int | None = Field(None, ge=1)
     swe: EvaluateSwe | None = None
 

@@ -1,7 +1,7 @@
 """What a section says of the task families: how tasks are made, and how they are put to the model.
 
-Fields that say how one family is treated carry the family's name, in `synthesize` (how its tasks are made) as in the
-sections of the stages that ask them. The family `PLAIN` needs no field of its own: a section's own fields are its.
+A field about one family has the family's name, in `synthesize` (how its tasks are made) and in the sections of the
+stages that ask them. The family `PLAIN` has no field of its own: the section's own fields are its settings.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from m1.errors import UsageError
 #: Values and keys of a file, those behind aliases counted as often as they are used.
 MAX_VALUES = 20_000
 MAX_DEPTH = 50
-#: Python converts no longer integers.
+#: Python refuses to convert integers of more digits.
 _MOST_DIGITS = 4300
 
 _COUNT = re.compile("0|[1-9][0-9]{0,17}")
@@ -154,7 +154,7 @@ def _check_bounds(at: Any, values: int, depth: int) -> None:
 
 
 class _Values:
-    """Makes values of nodes: anew for every alias, so that nothing that is set in one place changes another."""
+    """Makes values of nodes, new ones for every alias, so that a change in one place changes no other."""
 
     def __init__(self) -> None:
         self.values = 0

@@ -90,7 +90,7 @@ def command(target: str) -> str:
 
 
 def status(targets: list[str]) -> dict[str, list[Change]]:
-    """In what each stage is not up to date by DVC's account; an empty list for one that is.
+    """What is out of date in each stage, by DVC's account; an empty list where nothing is.
 
     Raises:
         ServiceError: DVC failed.

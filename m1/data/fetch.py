@@ -94,7 +94,7 @@ def _download_pypi(source: PypiSource, folder: Path) -> Path:
             return archive
     except (M1Error, OSError) as error:
         if isinstance(error, M1Error) or error.errno is not None:
-            raise  # our own message, or the disk's (full, read-only), which data_main words
+            raise  # our own message, or the disk's (full, read-only), which the stage's command words
         raise M1Error(f"{what}: {error}", by_hand) from error  # requests' errors are OSErrors without errno
     except Exception as error:  # pip raises its own kinds, and another pip may have changed what is used here
         raise M1Error(f"{what}: {type(error).__name__}: {error}", by_hand) from error

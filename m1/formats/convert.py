@@ -2,9 +2,9 @@
 
 Three layouts differ. Megatron's softmax qkv is one weight, per key/value group its queries, its key and its value;
 transformers has q, k and v apart. Megatron keeps one weight per expert; transformers stacks them. And the rotary
-embedding: see `m1.layouts.rope_parameters`. Lightning qkv (per head q, k, v), gate-and-up order in the experts,
+embedding: see `m1.formats.layouts.rope_parameters`. Lightning qkv (per head q, k, v), gate-and-up order in the experts,
 norms and router are the same on both sides. Every conversion only moves rows, so a round trip is exact to the bit.
-For a model that is too large for this, and for files, see `m1.model.stored`.
+For a model that is too large for this, and for files, see `m1.formats.mapping`.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def distinct_stages(model: Model, parallel: Parallel) -> list[int]:
 
 
 def memory(model: Model, parallel: Parallel, load: Load, stage: int) -> Memory:
-    """Bytes on a rank of pipeline stage `stage` (0-based) of a possible layout (`m1.layout.broken_rules`)."""
+    """Bytes on a rank of pipeline stage `stage` (0-based) of a possible layout (`m1.config.layout.broken_rules`)."""
     weights, gradients, optimizer = states(model, parallel, stage)
     activations = _activations(model, parallel, load, stage)
     logits = _logits(model, parallel, load) if stage == parallel.pipeline_model_parallel_size - 1 else 0.0

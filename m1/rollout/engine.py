@@ -1,4 +1,4 @@
-"""What an engine must do that generates responses, for reinforcement learning and evaluation.
+"""What a rollout engine must do: it generates responses, for reinforcement learning and evaluation.
 
 Token ids go in; token ids, log-probabilities, why each response ended and the version of the weights come out. Text is
 never tokenised between a response and what is learned from it. `m1.rollout.recurrent` has the engine that decodes in
@@ -87,7 +87,7 @@ class RolloutEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the engine holds; nothing is generated any more."""
+        """Free what the engine holds; it generates nothing afterwards."""
         ...
 
 

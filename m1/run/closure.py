@@ -1,7 +1,7 @@
 """Which modules of this project a module can reach by its imports, and which packages of others.
 
-Found by reading the sources, nothing is imported: imports inside functions count as well, those for type checkers alone
-do not. What is loaded by name (`importlib`) is not seen; whoever does that names it (`Stage.plugins`).
+The sources are parsed, nothing is imported: imports inside functions count as well, those under TYPE_CHECKING do not.
+What is loaded by name (`importlib`) is not seen; a stage that does so names it in `Stage.plugins`.
 """
 
 from __future__ import annotations

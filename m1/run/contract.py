@@ -61,7 +61,7 @@ class StageRequest(Record):
         resume: run folder of the same stage at another parallel layout, whose newest checkpoint is continued as long
             as this run has none of its own.
         origin: the base model that it starts from, or None.
-        left_out: task families that the profile asks for and this run does without, as what they need is not there.
+        left_out: task families that the profile asks for and that this run does without: what they need is missing.
     """
 
     stage: str
@@ -96,7 +96,7 @@ class StageResult(Record):
         metrics: final scalar metrics.
         figures: image files relative to the run folder.
         notes: sentences for the report: what was unusual, what was skipped and why.
-        left_out: of the notes, those on a part of the stage that could not be done, for want of an engine say.
+        left_out: of the notes, those on a part that could not be done, for example because no engine answers.
         seconds: wall time inside the stage's process, without its imports.
         finished_at: seconds since the epoch.
     """
@@ -157,7 +157,7 @@ class StageContext(Generic[S]):
             self._append({"time": time.time(), "progress": {"done": done, "total": total, "text": text}})
 
     def write_interruption(self, step: int, checkpoint: Path) -> None:
-        """Leave word that the stage was stopped after `step` and where it will go on."""
+        """Record that the stage was stopped after `step`, and the checkpoint from which it will continue."""
         if self.rank == 0:
             place = str(checkpoint.relative_to(self.output))
             write_json(self.output / folder.INTERRUPTION, {"step": step, "checkpoint": place, "time": time.time()})

@@ -1,7 +1,7 @@
 """The files of other programs that are derived from the records of the stages: dvc.yaml and prefect.yaml.
 
 They are in the repository, for `dvc repro` and `prefect deploy`; a test compares them with the records, and `m1 up`
-writes them anew where a stage has come or changed what it says of itself.
+rewrites them when a stage was added or its record has changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PREFECT_HEAD = """\
 
 
 def update() -> list[str]:
-    """Write the files anew that differ from the records; returns their names."""
+    """Rewrite the files that differ from the records; returns their names."""
     changed = []
     for name, render in (("dvc.yaml", dvc_yaml), ("prefect.yaml", prefect_yaml)):
         path, text = paths.ROOT / name, render()

@@ -140,7 +140,7 @@ def _lines(run: Path, last_bytes: int | None = None) -> list[dict]:
 
 
 def read_interruption(run: Path, stage: str, since: float = 0.0) -> Checkpointed | None:
-    """How the last execution ended, if SIGTERM ended it after a checkpoint, `since` that time."""
+    """The error of an execution that SIGTERM ended after a checkpoint, at or after `since`; None if there is none."""
     try:
         left = json.loads((run / INTERRUPTION).read_text())
     except (OSError, ValueError):

@@ -173,7 +173,7 @@ def fingerprint(
 # --- data stages ----------------------------------------------------------------------------------------------------
 #
 # DVC decides by the bytes of files. What a data set was made by is noted beside it as well, by the rules above: then a
-# comment in the code makes nothing anew, and a package of another version does.
+# changed comment makes no data set again, and a new version of a package does.
 
 #: Data sets that are remembered of one stage, the newest last: `dvc checkout` may bring an older one back.
 _REMEMBERED = 8

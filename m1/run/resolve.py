@@ -15,7 +15,7 @@ from m1.run.identity import fingerprint
 from m1.run.registry import parent_of, stage
 from m1.run.stage import Demand, Need
 
-#: Why what a need names cannot be used at this moment; None if it can. `infra.tools.missing` is one.
+#: Why a need is not met at this moment; None if it is met. `infra.tools.missing` is one.
 Missing = Callable[[Need], M1Error | None]
 
 
@@ -23,8 +23,8 @@ def resolve(stage_name: str, profile: Profile, missing: Missing, *, parent: Path
     """Inputs of a stage: the recorded data and the parent run.
 
     Args:
-        missing: asked for what the families need that the stage is asked for; those whose need is missing are left
-            out, unless the work with them is done already.
+        missing: says whether what the stage's task families need is there. A family whose need is missing is left out,
+            unless a run with it is complete already.
         parent: run folder to start from; by default the newest finished run of the stage that precedes in the order.
 
     Raises:

@@ -21,19 +21,19 @@ class Kind(Enum):
     DATA = "data"  #: writes a data set, which DVC records
     TRAINING = "training"  #: leaves a checkpoint, from which the next training stage starts
     REINFORCEMENT = "reinforcement learning"  #: the same, from the model's own responses
-    RESULT = "check and export"  #: looks at checkpoints, leaves none that training goes on from
+    RESULT = "check and export"  #: reads checkpoints and leaves none that a later stage trains from
 
 
 class Need(Enum):
-    """What judging or making tasks may take besides this process; `infra.tools` has it or says why not."""
+    """What making or judging tasks may need besides this process; `infra.tools` provides it or says why not."""
 
-    SANDBOX = "sandbox"  #: runs code nobody has read
+    SANDBOX = "sandbox"  #: runs untrusted code
     JUDGE = "judge model"  #: reads answers that no rule can judge
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a task family needs, and whether a run must not go without the family where that is missing."""
+    """What a task family needs, and whether a run must stop where that is missing instead of leaving the family out."""
 
     need: Need
     required: bool = False
@@ -104,7 +104,7 @@ class Stage:
         reads: data stages whose output it reads.
         unread: of these, what it does not read with this profile.
         settings: what of the profile decides its result besides its section: "seed", "model", "model.vocab_size".
-        needs_checkpoint: whether some training must come before it; without, it takes the checkpoint if there is one.
+        needs_checkpoint: whether training must come before it; if not, it takes a checkpoint where there is one.
         distributed: whether it runs on the profile's whole layout, under torchrun.
         after: stages that must come before it where both are in the order.
         compares_history: its result depends on every run upstream, not on the parent alone.

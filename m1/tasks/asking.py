@@ -1,4 +1,4 @@
-"""What a stage asks a model: the prompts of every family, each with what judges the responses."""
+"""What a stage asks a model: the prompts of every family, with the judge of the responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pool:
     """The prompts of one family.
 
     Attributes:
-        ends: the ends that its verdicts tell apart, if they do.
+        ends: the values that `Verdict.end` can have, if the family uses it.
     """
 
     family: str
@@ -68,7 +68,7 @@ def opened(
 
     Raises:
         UsageError: a family has no prompt that is short enough.
-        ServiceError: what a family needs was there when the stage was planned, and does not do its work now.
+        ServiceError: what a family needs was there when the stage was planned and fails now.
     """
     folder = context.data["synthesize"]
     rows = read_rows(folder / f"{split}.jsonl", "Make the set again: `prefect deployment run m1/synthesize`.")

@@ -1,4 +1,4 @@
-"""What a family of tasks is: it makes rows, and it judges responses to them.
+"""What a task family is: it makes rows, and it judges responses to them.
 
 Data for the cold start, synthesis, reinforcement learning and evaluation go through the families in a loop; nothing
 outside a family knows what is special about it. `m1.tasks.families` knows them by name.
@@ -60,12 +60,12 @@ class Verdict:
     """How a response was judged.
 
     Attributes:
-        value: what its content earns, from 0 to 1; of no meaning where it was not judged.
+        value: what its content earns, from 0 to 1; meaningless where it was not judged.
         correct: whether it solves the task.
         formatted: one think block, then one answer block, nothing else.
-        end: how it ended, one of the family's `ends` (or empty, in a family that tells none apart).
+        end: how it ended, one of the family's `ends`; empty in a family that has none.
         message: one line for people.
-        judged: False where what judges failed: neither right nor wrong, and left out by whoever counts.
+        judged: False where the judge itself failed: the response is neither right nor wrong, and is not counted.
     """
 
     value: float
@@ -77,7 +77,7 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """What a family judges with, opened for some time."""
+    """Judges responses of one family while its context is open."""
 
     def judge(self, asked: Sequence[tuple[Row, str]], stop: StopSignal | None = None) -> list[Verdict]:
         """Verdicts on (row, response), in order. No response makes it raise.
@@ -96,7 +96,7 @@ class Tools(Protocol):
     """What families may need besides this process; `infra.tools` is it."""
 
     def sandboxes(self) -> Sandboxes:
-        """Where code runs that nobody has read.
+        """Where untrusted code runs.
 
         Raises:
             ServiceError: there is none.
@@ -106,13 +106,13 @@ class Tools(Protocol):
 
 @dataclass(frozen=True)
 class Wish:
-    """A set of rows that is to be made.
+    """A request for rows.
 
     Attributes:
         purpose: "sft-data" (with worked responses) or "synthesize"; sets of another purpose hold other tasks.
         folder: of the data set being made; a family may put there what its rows refer to.
         taken: ids that no row may have; those of the rows made are added.
-        tools: None where what the family needs is not there.
+        tools: None where what the family needs is missing.
     """
 
     profile: Profile
@@ -166,7 +166,7 @@ class TaskFamily(ABC):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The ends that its verdicts tell apart, if it does."""
+        """The values that `Verdict.end` can have, if the family uses it."""
         return ()
 
     @abstractmethod
@@ -180,10 +180,10 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def judge(self, setting: Setting) -> AbstractContextManager[Judge]:
-        """Open what judges; nothing is left behind when the context ends. Every rank takes part."""
+        """Open the family's judge; leaving the context frees what it holds. Every rank takes part."""
 
     def is_required(self, profile: Profile) -> bool:
-        """Whether a run must not go without this family where what it needs is missing."""
+        """Whether a run must stop where what the family needs is missing, instead of leaving the family out."""
         return False
 
     def rules(self, profile: Profile, stage: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from m1.config.profile import Profile
 from m1.run.stage import Demand
 from m1.tasks.base import TaskFamily
 
-#: Name -> module with `FAMILY`; imported when it is asked for, as some import much.
+#: Name -> module with `FAMILY`, imported when it is asked for.
 _MODULES = {
     "logic": "m1.tasks.logic.family",
     "swe": "m1.tasks.swe.family",

@@ -33,7 +33,7 @@ class Answered:
 
     @property
     def judged(self) -> list[Verdict]:
-        """Without those on which what judges failed."""
+        """Without those of a judge that failed."""
         return [verdict for verdict in self.verdicts if verdict.judged]
 
     @property
@@ -54,7 +54,7 @@ class Accuracy:
         reward: the same mean of the verdicts' values, which may count a partial success.
         prompts: with at least one judged response.
         ends: how often each end came, most frequent first.
-        unjudged: responses on which what judges failed.
+        unjudged: responses on which the judge failed.
     """
 
     value: float | None

@@ -7,10 +7,14 @@ import math
 import re
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from m1.errors import ServiceError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 #: MLflow's pages become slow with many keys in one run. Curves may use this many, final values the rest.
 MAX_CURVES = 60
@@ -38,6 +42,11 @@ class MetricKeys:
     def __contains__(self, raw: str) -> bool:
         return raw in self._names
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in MLflow that the run has."""
+        return tuple(sorted(self._used))
+
     def name(self, raw: str, limit: int) -> str | None:
         """The MLflow name of `raw`, or None when the run already has `limit` others."""
         if raw in self._names:
@@ -59,13 +68,12 @@ class Follower:
     A failed request is tried again at the next poll; only what still cannot be sent when `stop` is called is an error.
 
     Args:
-        client: MlflowClient.
         file: metrics.jsonl; need not exist yet.
         earlier: names of the metrics that the run has from an earlier attempt. A stage that continues from its last
             checkpoint repeats some steps; the run keeps their first values.
     """
 
-    def __init__(self, client: Any, run_id: str, file: Path, keys: MetricKeys, earlier: set[str]) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, file: Path, keys: MetricKeys, earlier: set[str]) -> None:
         self._client, self._run_id, self._file = client, run_id, file
         self._keys, self._earlier = keys, earlier
         self._sent: set[tuple[str, int]] = set()
@@ -115,7 +123,7 @@ class Follower:
 
     def _forward_batch(self) -> bool:
         """Send the next lines, up to one request; True if there may be more."""
-        metrics: dict[tuple[str, int], Any] = {}
+        metrics: dict[tuple[str, int], Metric] = {}
         faults: list[str] = []
         offset, last_step, full = self._offset, self.last_step, False
         for text, end in self._lines():
@@ -135,7 +143,7 @@ class Follower:
         self._offset, self.last_step = offset, last_step
         return full
 
-    def _parse(self, text: bytes) -> tuple[int, dict[tuple[str, int], Any], list[str]]:
+    def _parse(self, text: bytes) -> tuple[int, dict[tuple[str, int], Metric], list[str]]:
         """Step, metrics not sent yet by (name, step), and what is not a finite number, of one line."""
         from mlflow.entities import Metric
 
@@ -145,7 +153,9 @@ class Follower:
             return 0, {}, []  # a line cut by a kill
         if not isinstance(line, dict) or "metrics" not in line:
             return 0, {}, []
-        step, fresh, unfit = line["step"], {}, []
+        step = line["step"]
+        fresh: dict[tuple[str, int], Metric] = {}
+        unfit: list[str] = []
         for raw, value in line["metrics"].items():
             if not math.isfinite(value):
                 unfit.append(f"{raw} at step {step}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from m1 import paths
 from m1.data import lock
 from m1.errors import UsageError
+
+#: A raw source as a data stage's summary names it: scalars alone.
+Source = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class DataRecord:
     command: str = ""
     deps: list[list[str]] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
 
 
 def locked(stage: str, profile_name: str) -> DataRecord | None:
@@ -66,10 +70,11 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def left_out(profile_name: str, stage: str) -> list[str]:
     """Parts of a data stage that could not be done when it last ran, one sentence each."""
-    return list(summary(paths.data_dir(profile_name, stage)).get("left_out", []))
+    found = summary(paths.data_dir(profile_name, stage)).get("left_out")
+    return [str(sentence) for sentence in found] if isinstance(found, list) else []
 
 
-def _sources(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _sources(content: Mapping[str, Any]) -> list[Source]:
     """Raw sources of a summary: a list of mappings, or a mapping from name to mapping, under "sources"."""
     found = content.get("sources", [])
     if isinstance(found, dict):
@@ -78,7 +83,7 @@ def _sources(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [{k: v for k, v in s.items() if isinstance(v, plain)} for s in found if isinstance(s, dict)]
 
 
-def numbers(content: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The scalar values of a nested mapping, with keys joined by slashes."""
     found: dict[str, float] = {}
     for key, value in content.items():

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from m1.errors import ServiceError
 from m1.run.contract import StageResult
+from m1.run.registry import stage
+from m1.tracking import notes
+from m1.tracking.limits import MODEL_DESCRIPTION_LENGTH, cut
 from m1.tracking.metrics import first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+_ABOUT = (
+    "Checkpoints of every stage of the recipe with this profile; a stage's alias is its newest. "
+    "The weights stay in their run folders, which the tag `path` names."
+)
 
 
 def model_name(profile_name: str) -> str:
@@ -40,18 +53,18 @@ def is_missing(error: Exception) -> bool:
     return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 
-def find_version(client: Any, name: str, fingerprint: str) -> Any | None:
+def find_version(client: MlflowClient, name: str, fingerprint: str) -> ModelVersion | None:
     """Newest version of `name` made from the run with this fingerprint, or None."""
     found = client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{fingerprint}'")
     return max(found, key=lambda version: int(version.version), default=None)
 
 
-def model_id(version: Any) -> str:
+def model_id(version: ModelVersion) -> str:
     """Id of the LoggedModel behind a version; a version that is read back names it in its source only."""
     return str(version.source).removeprefix("models:/")
 
 
-def register(client: Any, run: Any, result: StageResult, tags: dict[str, str]) -> Any:
+def register(client: MlflowClient, run: Run, result: StageResult, tags: Mapping[str, str]) -> ModelVersion:
     """Make a model version of a result's checkpoint.
 
     The entity behind it is a LoggedModel without files: its tag `path` says where the checkpoint lies.
@@ -59,16 +72,13 @@ def register(client: Any, run: Any, result: StageResult, tags: dict[str, str]) -
     Args:
         run: MLflow run that made (or, for a skipped stage, recorded) it.
         tags: of the version and the LoggedModel.
-
-    Returns:
-        the ModelVersion.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
     name = model_name(tags["profile"])
     try:
-        client.create_registered_model(name, description="Checkpoints of every stage; a stage's alias is its newest.")
+        client.create_registered_model(name, description=_ABOUT)
     except MlflowException as error:
         if not exists_already(error):
             raise
@@ -76,7 +86,7 @@ def register(client: Any, run: Any, result: StageResult, tags: dict[str, str]) -
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "-", f"{name}-{result.stage}-{result.fingerprint[:8]}"),
         source_run_id=run.info.run_id,
-        tags=tags,
+        tags=dict(tags),
         model_type="checkpoint",
     )
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
@@ -85,12 +95,8 @@ def register(client: Any, run: Any, result: StageResult, tags: dict[str, str]) -
         name,
         source=f"models:/{logged.model_id}",
         run_id=run.info.run_id,
-        tags=tags,
-        description=f"{result.stage}: {result.key_metric} {_number(result.before)} -> {_number(result.after)}",
+        tags=dict(tags),
+        description=cut(notes.version_note(stage(result.stage).about, result, tags["path"]), MODEL_DESCRIPTION_LENGTH),
         model_id=logged.model_id,
         await_creation_for=0,  # there are no files to wait for
     )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

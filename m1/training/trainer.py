@@ -354,7 +354,7 @@ class Trainer:
 
     @torch.no_grad()
     def layer_gradient_norms(self) -> dict[int, float]:
-        """Gradient norm of every layer (0-based, over all ranks) after `step`, before clipping rescaled nothing back.
+        """Gradient norm of every layer (0-based, over all ranks), to be called after `step`.
 
         The distributed optimizer leaves each rank the reduced gradient of its own shard only, so the shards' squares
         are summed over all ranks. Clipping has already been applied when `step` has returned.
@@ -408,7 +408,7 @@ class Trainer:
         return state
 
     def load_base(self, found: Base) -> list[str]:
-        """Take the weights of a base model (`m1.folder.inspect`), with a fresh optimizer; returns notes."""
+        """Take the weights of a base model (`m1.formats.folder.inspect`), with a fresh optimizer; returns notes."""
         notes = [note for chunk in self.chunks for note in base.load(found, chunk)]
         self.optimizer.reload_model_params()
         return list(dict.fromkeys(notes))

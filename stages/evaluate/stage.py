@@ -21,7 +21,7 @@ def _section(profile: Profile) -> Evaluate:
 
 
 def _longest_prompt(profile: Profile) -> int:
-    """The limit of reinforcement learning for plain prompts, which are the same kind; none is known without it."""
+    """The limit of the RL stages for plain prompts, which are of the same kind; 0 where there is no such stage."""
     limits = [rl.max_prompt_length for name in profile.order if (rl := profile.find(name, Rl)) is not None]
     return max(limits, default=0)
 

@@ -117,7 +117,7 @@ class Transformers:
 
 
 class Released:
-    """A folder of the released layout as its definition computes it (`stages.export.released`)."""
+    """A folder of the released layout as its definition computes it (`m1.formats.released`)."""
 
     def __init__(self, folder: Path) -> None:
         self.model = ReleasedModel(folder)

@@ -16,7 +16,7 @@ class Reward:
     correct: bool
     formatted: bool
     overlong: float
-    #: How the answer ended, in a family that tells ends apart.
+    #: How the answer ended, in a family that has ends.
     end: str = ""
 
 

@@ -28,7 +28,7 @@ class RolloutWorker:
     """Generates and judges groups of responses; the data-parallel ranks share the prompts.
 
     Args:
-        pools: what judges the responses, by family.
+        pools: prompts and judge of every family.
         seed: with the position of a prompt and the index in its group it fixes a response's random numbers.
         stop: once it is requested, rollouts are abandoned.
     """
@@ -133,7 +133,7 @@ def rollout_metrics(batch: SampledBatch) -> dict[str, float]:
 
 
 def family_metrics(batch: SampledBatch, pools: Mapping[str, Pool]) -> dict[str, float]:
-    """Of every family that tells ends apart: resolved rate, how often each end came, answers that were not judged."""
+    """For every family that has ends: resolved rate, how often each end came, responses that were not judged."""
     return {name: value for pool in pools.values() if pool.ends for name, value in _of_family(batch, pool).items()}
 
 

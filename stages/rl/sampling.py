@@ -24,7 +24,7 @@ class Group:
     Attributes:
         position: place in the sampler's order; no two groups of a run share it.
         texts: the decoded responses.
-        unjudged: for every response that was left out because what judges failed on it, why.
+        unjudged: for every response that was left out because the judge failed on it, the reason.
         advantages: one per response, filled in by dynamic sampling.
     """
 

@@ -31,7 +31,7 @@ def run(profile: Profile, output: Path) -> Summary:
 
     Raises:
         UsageError: data of the cold start missing, or too few different problems.
-        ServiceError: what a family needs is missing, where the profile does not want to go without.
+        ServiceError: what a family needs is missing, and the profile does not allow leaving it out.
     """
     names = profile.section("synthesize", Synthesize).families()
     without = families_left_out(demands(profile, names), tools.missing)
@@ -41,7 +41,7 @@ def run(profile: Profile, output: Path) -> Summary:
     for split in SPLITS:
         for name in names:
             if any(part.left_out and not part.rows for part in made[name].values()):
-                made[name][split] = Made([])  # what kept it from the other split, and has been said, keeps it from this
+                made[name][split] = Made([])  # for the same reason as the other split, which has been reported
                 continue
             wish = Wish(profile, "synthesize", split, output, taken, None if name in without else tools.Tools())
             made[name][split] = family(name).make(wish)
@@ -49,7 +49,8 @@ def run(profile: Profile, output: Path) -> Summary:
         write_rows(output / f"{split}.jsonl", rows, sort_keys=True)
     for name, parts in made.items():
         told: Summary = {split: part.summary for split, part in parts.items() if part.summary}
-        summary |= told if name == PLAIN else {name: told}
+        if told:
+            summary |= told if name == PLAIN else {name: told}
     if sentences := list(dict.fromkeys(_sentences(made.values()))):
         summary |= {"notes": list[JsonValue](sentences), "left_out": list[JsonValue](sentences)}
     return summary

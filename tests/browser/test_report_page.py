@@ -18,7 +18,9 @@ from playwright.sync_api import Locator
 from visits import Browser, Visit
 
 from m1 import figures, paths
-from m1.profile import DATA_STAGES, Profile
+from m1.config.profile import Profile
+from m1.planning.work import Cost
+from m1.run.registry import data_stages
 from m1.tracking import report
 
 #: The smallest height of any text, in CSS pixels.
@@ -48,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "ROOT", root)
         settings, _ = whole_run.make(root, "made-up")
-        planned = {"pretrain": {"tokens": 500_000.0, "flops": 7.2e12, "bound": True}}
+        planned = {"pretrain": Cost(500_000.0, 7.2e12, bound=True)}
         yield Written(report(settings, lambda _: planned), root, settings)
 
 
@@ -91,7 +93,7 @@ def test_overview_shows_the_numbers_of_the_results(visit, written):
     assert rows.count() == len(written.settings.order)
     for name, row in zip(written.settings.order, rows.all(), strict=True):
         assert name in row.locator("th").inner_text()
-        if name in DATA_STAGES:
+        if name in data_stages():
             assert "data set" in row.inner_text()
             continue
         result = written.results[name]

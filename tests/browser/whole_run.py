@@ -12,11 +12,17 @@ from pathlib import Path
 
 import yaml
 
-from m1 import figures, profile, stage
-from m1.profile import DATA_STAGES, READS, Profile
-from m1.stage import StageContext, StageResult
-from m1.training.figures import series, training_figures
-from stages.rl import report as rl
+from m1 import figures
+from m1.config.context_extension import ContextExtension
+from m1.config.profile import Profile
+from m1.config.synthesize import Synthesize
+from m1.files import write_json
+from m1.run import profiles, registry
+from m1.run.contract import StageContext, StageResult
+from m1.run.resolve import resolve
+from m1.training.figures import training_figures
+from stages.rl import figures as rl_figures
+from tests.checkout import give_code
 
 NO_ENGINE = "software-engineering tasks were left out: no Docker engine <answers> & none was asked for"
 SOLVED = {"pretrain": 0.0, "sft": 0.29, "context-extension": 0.3, "rl-40k": 0.38, "rl-80k": 0.46}
@@ -33,18 +39,19 @@ _KEY_METRICS = {
 
 def make(root: Path, name: str) -> tuple[Profile, dict[str, StageResult]]:
     """Write a run of every stage below `root`, which must be `m1.paths.ROOT`; returns its settings and results."""
-    settings = profile.parse({**profile.load("tiny").to_dict(), "name": name}, "test")
+    settings = profiles.parse({**profiles.load("tiny").to_dict(), "name": name}, "test")
+    give_code(root)
     chance = random.Random(1)
     locked: dict[str, dict] = {}
-    for data in DATA_STAGES:
+    for data in registry.data_stages():
         _data_set(root, settings, data, locked)
     results: dict[str, StageResult] = {}
     parent: Path | None = None
-    for trained in (entry for entry in settings.order if entry not in DATA_STAGES):
-        request = stage.resolve(trained, settings, parent=parent)
+    for trained in (entry for entry in settings.order if entry not in registry.data_stages()):
+        request = resolve(trained, settings, lambda need: None, parent=parent)
         results[trained] = _run(StageContext(request), chance)
         if trained not in ("evaluate", "export"):
-            parent = Path(request.output)
+            parent = request.run
     return settings, results
 
 
@@ -71,12 +78,12 @@ def _data_set(root: Path, settings: Profile, name: str, locked: dict[str, dict])
         "synthesize": {"train": {"rows": 9000}, "notes": [NO_ENGINE], "left_out": [NO_ENGINE]},
     }
     (root / folder).mkdir(parents=True, exist_ok=True)
-    stage.write_json(root / folder / "summary.json", summaries.get(name, {"rows": 1200}))
+    write_json(root / folder / "summary.json", summaries.get(name, {"rows": 1200}))
     locked[f"{name}@{settings.name}"] = {
         "cmd": f"python -m stages.{name} --profile {settings.name}",
         "deps": [
             {"path": f"data/{settings.name}/{read}", "md5": locked[f"{read}@{settings.name}"]["outs"][0]["md5"]}
-            for read in READS[name]
+            for read in registry.stage(name).reads
         ],
         "outs": [{"path": folder, "md5": hashlib.md5(name.encode()).hexdigest() + ".dir"}],
     }
@@ -128,10 +135,10 @@ def _supervised(context: StageContext, chance: random.Random, high: float, low: 
     drawn = training_figures(context)
     if context.stage == "context-extension":
         folder = context.figures_dir()
-        names = ["before", *(f"after {part.sequence_length}" for part in context.profile.context_extension.stages)]
+        names = ["before", *(f"after {part.sequence_length}" for part in context.profile.section("context-extension", ContextExtension).stages)]
         positions = [32.0 * 2**i for i in range(8)]
         losses = {name: (positions, [5 - 0.2 * i - 0.1 * k for i in range(8)]) for k, name in enumerate(names)}
-        norms = {f"layer {i}": series(context, f"layers/grad_norm_{i:02d}") for i in range(layers)}
+        norms = {f"layer {i}": context.series(f"layers/grad_norm_{i:02d}") for i in range(layers)}
         drawn.append(figures.position_curve(folder / "loss_by_position.png", losses, trained_length=512))
         title = "context-extension: gradient norm by layer"
         drawn.append(figures.curve(folder / "gradient_norm_by_layer.png", norms, title, "step", "norm", log=True))
@@ -151,17 +158,17 @@ def _reinforcement(
         if step % 6 == 0:
             logged["heldout/pass@1/mean"] = correct
         context.log_metrics(step, logged)
-    tasks = [*context.profile.synthesize.tasks, "mean"]
+    tasks = [*context.profile.section("synthesize", Synthesize).tasks, "mean"]
     rates = {task: min(1.0, max(0.0, chance.gauss(before, 0.1))) for task in tasks}
     better = {task: min(1.0, rate + after - before) for task, rate in rates.items()}
     agreeing = [chance.random() for _ in range(400)]
-    drawn = rl.draw(context, rates, better, (agreeing, [p + chance.gauss(0, 1e-4) for p in agreeing]))
+    drawn = rl_figures.draw(context, rates, better, (agreeing, [p + chance.gauss(0, 1e-4) for p in agreeing]))
     final = {f"heldout/pass@1/{task}": rate for task, rate in better.items()}
     return drawn, final | {"rl/tokens": 21504.0, "agreement/pearson": 0.9999, "policy/approx_kl": 5.8e-7}
 
 
 def _evaluation(context: StageContext, chance: random.Random) -> tuple[list[Path], dict[str, float]]:
-    tasks = list(context.profile.synthesize.tasks)
+    tasks = list(context.profile.section("synthesize", Synthesize).tasks)
     table = {
         name: {task: min(1.0, max(0.0, chance.gauss(rate, 0.12))) if rate else 0.0 for task in tasks}
         for name, rate in SOLVED.items()

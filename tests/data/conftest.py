@@ -11,7 +11,7 @@ import yaml
 
 from m1 import paths
 from m1.data import fetch
-from m1.run.closure import OURS
+from tests.checkout import give_code
 
 
 @pytest.fixture
@@ -20,8 +20,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here too."""
     root = tmp_path / "checkout"
     (root / "data_specs").mkdir(parents=True)
-    for package in OURS:  # what a data set was made by is read from the sources
-        (root / package).symlink_to(paths.ROOT / package)
+    give_code(root)
     monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setattr(paths, "DATA_SPECS", root / "data_specs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

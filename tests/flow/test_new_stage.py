@@ -102,6 +102,12 @@ def test_it_runs_by_itself(folder: Path) -> None:
     assert json.loads((folder / "data" / "scratch" / "extra" / "summary.json").read_text()) == {"rows": 3}
 
 
+def test_profiles_that_do_not_ask_for_it_are_as_good_as_before(folder: Path) -> None:
+    assert "extra" not in scratch.m1(folder, "plan", "--profile", "tiny", "--stop", "tokens").stdout
+    done = scratch.run([sys.executable, "-m", "stages.extra", "--profile", "tiny"], folder, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: profile tiny does not ask for extra.")
+
+
 def test_dvc_and_prefect_list_it_once_the_files_are_written_anew(folder: Path) -> None:
     update = "from m1.run import derived; print(*derived.update())"
     assert python(folder, "-c", update).split() == ["dvc.yaml", "prefect.yaml"]

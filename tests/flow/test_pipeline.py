@@ -151,6 +151,17 @@ def test_second_run_skips_everything(house: Path) -> None:
     assert task_runs(house, newest_run(house)) == dict.fromkeys(ORDER, "Skipped")
 
 
+def test_a_comment_in_a_data_stage_skips_it_and_dvc_hears_of_it(house: Path) -> None:
+    source, lock = house / "stages" / "corpus" / "run.py", (house / "dvc.lock").read_text()
+    source.write_text(f"# Another remark.\n{source.read_text()}")
+    status = [sys.executable, "-m", "dvc", "status", "corpus@scratch"]
+    assert "stages/corpus/run.py" in scratch.run(status, house).stdout
+    scratch.m1(house, "run", "--profile", "scratch", "--stop", "tokens", timeout=LONG)
+    assert task_runs(house, newest_run(house)) == dict.fromkeys(ORDER[:3], "Skipped")
+    assert "up to date" in scratch.run(status, house).stdout
+    assert (house / "dvc.lock").read_text() != lock
+
+
 def test_a_changed_section_reruns_its_stage_and_those_below(house: Path) -> None:
     scratch.write_profile(house, **SETTINGS, sft__epochs=2.0)
     done = scratch.m1(house, "run", "--profile", "scratch", timeout=LONG)
@@ -325,3 +336,20 @@ def test_a_run_of_which_everything_died_is_found_and_closed(house: Path) -> None
     said = scratch.m1(house, "up", timeout=LONG).stdout
     assert "marked as crashed" in said
     assert newest_run(house)["state_type"] == "CRASHED"
+
+
+def test_a_new_stage_is_a_folder_and_a_profile(house: Path) -> None:
+    """`m1 up` makes DVC and Prefect know it; nothing else is touched."""
+    order = [*ORDER[:5], "extra", "extra-training"]
+    scratch.add_extra_stages(house, "wider", order=order, parallel__world_size=1)
+    said = scratch.m1(house, "up", timeout=LONG).stdout
+    assert "dvc.yaml written anew" in said and "prefect.yaml written anew" in said
+    names = {deployment["name"] for deployment in prefect(house, "deployments/filter")}
+    assert names == {"full", "extra", "extra-training", *stages()}
+    assert "written anew" not in scratch.m1(house, "up", timeout=LONG).stdout
+    done = scratch.m1(house, "run", "--profile", "wider", timeout=LONG)
+    assert task_runs(house, newest_run(house)) == dict.fromkeys(order, "Completed")
+    assert all(any(line.startswith(f"{name} ") for line in done.stdout.splitlines()) for name in order)
+    command = "python -m prefect deployment run m1/extra-training -p profile=wider --watch"
+    scratch.shell(command, house)
+    assert task_runs(house, newest_run(house)) == {"extra-training": "Skipped"}

@@ -43,7 +43,7 @@ def make_data(checkout: Path, **digests: str) -> None:
 def execute(
     settings: Profile, clock: list[float], missing: Missing = scratch.nothing_missing, stop: str | None = None
 ) -> list[str]:
-    """Do what the flow does with stages that take no time, up to `stop`; returns those that had to run."""
+    """Do what the flow does with stages that take no time, those before `stop`; returns those that had to run."""
     ran, runs = [], {}
     for stage in settings.order[: settings.order.index(stop) if stop else None]:
         if stage in data_stages():

@@ -106,6 +106,13 @@ def test_every_way_to_split_the_model_is_refused_for_rl_alone(checkout: Path, si
     assert refused.startswith(f"rl-80k: parallel.{size}=2")
 
 
+def test_a_stage_that_the_profile_does_not_ask_for(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = [name for name in planning.load_profile("scratch").order if name != "rl-80k"]
+    scratch.write_profile(checkout, order=order)
+    assert stage_ends("stages.rl", "--stage", "rl-80k") == 2
+    assert capsys.readouterr().err.startswith("error: profile scratch does not ask for rl-80k. Put it into the order")
+
+
 # --- memory ---
 
 

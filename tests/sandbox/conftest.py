@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from sandbox_jobs import SMALL
 
-from infra.sandbox import Sandbox, engine, images
-from m1.errors import ServiceError
+from infra.sandbox import Sandbox, images
+from tests.needed import need_engine
 
 
 @pytest.fixture(scope="session")
 def image() -> str:
     """An environment with pytest, on a copy of the Python that runs these tests."""
-    try:
-        engine.client()
-    except ServiceError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+    need_engine()
     base = images.build_base("host-python")
     return images.build_environment("python", list(images.DEFAULT_REQUIREMENTS), base)
 

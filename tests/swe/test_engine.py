@@ -29,6 +29,7 @@ from m1.tokenizer import load_tokenizer
 from stages.swe.ingest_run import validated, write_set
 from stages.swe.predictions import evaluate
 from stages.tokenizer.train import save, train
+from tests.needed import need_engine
 from tests.swe.packages import tree
 
 NAME, CODE = "inflection", "inflection/__init__.py"
@@ -43,6 +44,7 @@ def spec() -> SweSpec:
 
 @pytest.fixture(scope="module")
 def sandbox(spec: SweSpec) -> Iterator[Sandbox]:
+    need_engine()
     tree(NAME)  # skips where there is no source
     try:
         opened = Sandbox(image=build_environment("default", spec.environments["default"].requirements), limits=LIMITS)

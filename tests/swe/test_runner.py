@@ -14,6 +14,7 @@ from m1.tasks.swe import sources
 from m1.tasks.swe.reward import LIMITS
 from m1.tasks.swe.runner import Report, Request, run
 from m1.tasks.swe.sources import Package
+from tests.needed import need_engine
 
 PACKAGE = Package(
     name="made", licence="MIT", package="made", version="1", sha256="0" * 64, code=["src/made"], tests=["tests"],
@@ -43,6 +44,7 @@ ALL = {f"tests/test_made.py::{name}" for name in ("test_double", "test_zero", "t
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
+    need_engine()
     try:
         image = build_environment(
             "default", sources.load(paths.DATA_SPECS / "swe.yaml").environments["default"].requirements

@@ -19,13 +19,16 @@ import yaml
 from PIL import Image
 
 from infra import supervise
-from m1 import paths, stage
+from m1 import paths
 from m1.config.profile import Profile
-from m1.run import profiles as profile
+from m1.files import write_json
+from m1.run import profiles, registry
 from m1.run.contract import StageContext, StageRequest, StageResult
+from m1.run.resolve import resolve
 from m1.tracking import Tracker
+from tests.checkout import give_code
 
-TINY = profile.load("tiny").to_dict()
+TINY = profiles.load("tiny").to_dict()
 
 
 class Server:
@@ -113,8 +116,9 @@ class House:
 
     def __init__(self, root: Path, name: str) -> None:
         self.root = root
-        self.profile: Profile = profile.parse({**TINY, "name": name}, "test")
+        self.profile: Profile = profiles.parse({**TINY, "name": name}, "test")
         self.locked: dict[str, dict] = {}
+        give_code(root)
         for data in ("corpus", "tokenizer", "tokens", "sft-data", "synthesize"):
             self.make_data(data, version=1)
 
@@ -124,12 +128,12 @@ class House:
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         sources = {"some-docs": {"package": "Some", "version": "1.0", "sha256": "5" * 64, "licence": "MIT", "bytes": 7}}
         summary = {"documents": 12 * version, "shares": {"prose": 0.25}, "text": "no number", "flag": True}
-        stage.write_json(
+        write_json(
             self.root / folder / "summary.json", summary | ({"sources": sources} if name == "corpus" else {})
         )
         digest = hashlib.md5(f"{name} {version}".encode()).hexdigest() + ".dir"
         deps = [{"path": f"stages/{name}", "hash": "md5", "md5": f"{version}" * 32 + ".dir"}]
-        for read in profile.READS[name]:
+        for read in registry.stage(name).reads:
             lock = self.locked[f"{read}@{self.profile.name}"]
             deps.append({"path": f"data/{self.profile.name}/{read}", "hash": "md5", "md5": lock["outs"][0]["md5"]})
         self.locked[f"{name}@{self.profile.name}"] = {
@@ -142,7 +146,7 @@ class House:
         return digest
 
     def request(self, name: str, parent: StageResult | None = None) -> StageRequest:
-        return stage.resolve(name, self.profile, parent=Path(parent.request["output"]) if parent else None)
+        return resolve(name, self.profile, lambda need: None, parent=parent.request.run if parent else None)
 
     def context(self, request: StageRequest) -> StageContext:
         return StageContext(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from rich.console import Console
 from m1.errors import UsageError
 from m1.formats.folder import inspect
 from m1.formats.layouts import minimax_m1_config
-from m1.run import profiles as profile
+from m1.run import profiles
+from m1.run.stage import Origin
 from m1.tracking import lineage, lineage_dict, records
 
 
@@ -44,18 +46,18 @@ def test_a_base_model_is_where_the_tree_ends(house, tracker, run_stage, tmp_path
     (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
     values = house.profile.to_dict()
     values["pretrain"]["init_from"] = str(base)
-    house.profile = profile.parse(values, "test")
+    house.profile = profiles.parse(values, "test")
 
     flow = tracker.start_flow_run(house.profile, "prefect-1", None)
     for data in ("corpus", "tokenizer", "tokens"):
         tracker.start_stage(flow, data, None, 1).finish_data(data, house.profile)
     _, result = run_stage(house, flow, "pretrain")
-    made_of = result.request["init_from"]
-    assert made_of == {"folder": str(base), "digest": inspect(base, model).digest}
+    made_of = result.request.origin
+    assert made_of == Origin(str(base), inspect(base, model).digest)
     node = lineage_dict(tracker, f"m1-{house.profile.name}@pretrain")
-    assert (node["base"], node["parent"]) == (made_of, None)
+    assert (node["base"], node["parent"]) == (asdict(made_of), None)
     text = text_of(lineage(tracker, f"m1-{house.profile.name}@pretrain"))
-    assert made_of["folder"] in text and made_of["digest"] in text and "from scratch" not in text
+    assert made_of.folder in text and made_of.digest in text and "from scratch" not in text
 
 
 def test_back_to_every_hash(house, tracker, chain):
@@ -105,9 +107,9 @@ def test_missing_pieces_are_named(house, tracker, run_stage):
     tracked = tracker.start_stage(flow, "sft", request)
     result = house.finish(request)
     tracked.finish(result)
-    shutil.rmtree(Path(result.request["output"]))
+    shutil.rmtree(result.request.run)
     node = lineage_dict(tracker, f"m1-{house.profile.name}@sft")
-    assert node["missing"] == [f"run folder {records.relative(result.request['output'])}"]
+    assert node["missing"] == [f"run folder {records.relative(result.request.output)}"]
     assert node["parent"]["missing"] == [f"the pretrain run {pretrained.fingerprint[:16]}"]
     lost = next(data for data in node["data"] if data["name"].startswith("sft-data@"))
     assert "neither MLflow nor dvc.lock" in lost["missing"][0]

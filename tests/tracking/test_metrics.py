@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m1.config.context_extension import ContextExtension
+from m1.config.rl import Rl
 from m1.errors import ServiceError
 from m1.run.contract import StageContext
 from m1.tracking import Tracker, runs
@@ -61,9 +63,9 @@ def test_too_many_keys(house, tracker):
 def test_long_settings_fit(house):
     flat = runs.flatten(house.profile.to_dict())
     assert flat["context-extension.stages.0.sequence_length"] == str(
-        house.profile.context_extension.stages[0].sequence_length
+        house.profile.section("context-extension", ContextExtension).stages[0].sequence_length
     )
-    assert json.loads(flat["rl-40k.windows"]) == house.profile.rl_40k.windows
+    assert json.loads(flat["rl-40k.windows"]) == house.profile.section("rl-40k", Rl).windows
     assert all(len(key) <= 250 and len(value) <= 6000 for key, value in flat.items())
 
 

@@ -9,9 +9,11 @@ import re
 import pytest
 from PIL import Image
 
-from m1 import figures, stage
+from m1 import figures
 from m1.errors import UsageError
-from m1.stage import StageContext
+from m1.files import write_json
+from m1.planning.work import Cost
+from m1.run.contract import StageContext
 from m1.tracking import report, report_words
 from m1.tracking.pictures import embedded
 
@@ -35,7 +37,7 @@ def finished(house):
 
 
 def test_page(finished):
-    page = report(finished.profile, lambda settings: {"pretrain": {"tokens": 5000, "flops": 1.5e12}})
+    page = report(finished.profile, lambda settings: {"pretrain": Cost(5000, 1.5e12)})
     assert page == finished.root / "runs" / finished.profile.name / "report.html"
     text = page.read_text()
     assert text.startswith("<!doctype html>")
@@ -103,7 +105,7 @@ def test_left_out_parts_are_shown_once_with_the_stage_and_once_above(house):
         checkpoint=None, key_metric="loss", before=2.0, after=1.0, metrics={}, notes=[said, "a note"], left_out=[said]
     )
     summary = house.root / f"data/{house.profile.name}/synthesize/summary.json"
-    stage.write_json(summary, {"rows": 3, "notes": [said], "left_out": [said]})
+    write_json(summary, {"rows": 3, "notes": [said], "left_out": [said]})
     text = report(house.profile).read_text()
     assert text.count(said) == 3 and text.count("partly done") == 4  # boxes and rows of both stages
     assert text.count("a note") == 1

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from m1.config.pretrain import Pretrain
 from m1.errors import ServiceError, UsageError
-from m1.run import profiles as profile
+from m1.run import profiles
+from m1.run import registry as stages
 from m1.run.contract import StageContext, load_result
+from m1.run.summary import StageRow
 from m1.tracking import Tracker, records, registry, runs
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -59,12 +62,12 @@ def test_round_trip(house, tracker):
     assert (tags["stage"], tags["profile"]) == ("pretrain", house.profile.name)
     assert (tags["fingerprint"], tags["prefect_run_id"]) == (request.fingerprint, "prefect-1")
     assert tags["git_commit"] == "none"  # the made-up checkout is not under git
-    assert run.data.params["pretrain.train_steps"] == str(house.profile.pretrain.train_steps)
+    assert run.data.params["pretrain.train_steps"] == str(house.profile.section("pretrain", Pretrain).train_steps)
     assert run.data.params["model.hidden_size"] == str(house.profile.model.hidden_size)
     assert not any(key.startswith("sft.") for key in run.data.params)
 
     stored = tracker.client.download_artifacts(tracked.run_id, "profile.yaml")
-    assert profile.parse(yaml.safe_load(Path(stored).read_text()), "stored") == house.profile
+    assert profiles.parse(yaml.safe_load(Path(stored).read_text()), "stored") == house.profile
     assert {"profile.yaml", "result.json", "log.txt", "figures"} <= artifacts(tracker, tracked.run_id)
     assert artifacts(tracker, tracked.run_id, "figures") == {"figures/loss.png"}
 
@@ -92,7 +95,7 @@ def test_model_version_and_alias(house, tracker, run_stage):
     parent = tracker.client.get_model_version_by_alias(model, "pretrain")
     version = tracker.client.get_model_version_by_alias(model, "sft")
     assert version.tags["fingerprint"] == tuned.fingerprint
-    assert version.tags["path"] == str(Path(tuned.request["output"]).relative_to(house.root))
+    assert version.tags["path"] == str(tuned.request.run.relative_to(house.root))
     assert (version.tags["upstream_version"], version.tags["upstream_fingerprint"]) == (
         parent.version,
         pretrained.fingerprint,
@@ -105,7 +108,7 @@ def test_model_version_and_alias(house, tracker, run_stage):
     assert [entry.model_id for entry in run.outputs.model_outputs] == [registry.model_id(version)]
 
 
-@pytest.mark.parametrize("name", profile.STAGES)
+@pytest.mark.parametrize("name", stages.stages())
 def test_every_stage_name_can_be_an_alias(name):
     from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
@@ -124,7 +127,7 @@ def test_skip_points_the_alias_back(house, tracker, run_stage):
     house.make_data("tokens", version=1)
     later = tracker.start_flow_run(house.profile, "prefect-2", None)
     tracked = tracker.start_stage(later, "pretrain", house.request("pretrain"))
-    tracked.skip(load_result(Path(first.request["output"])), "unchanged")
+    tracked.skip(load_result(first.request.run), "unchanged")
     tags = tracker.client.get_run(tracked.run_id).data.tags
     assert (tags["skipped"], tags["skip_reason"], tags["original_run"]) == ("true", "unchanged", original)
     version = tracker.client.get_model_version_by_alias(model, "pretrain")
@@ -203,8 +206,8 @@ def test_dead_flow_runs_are_closed(house, tracker):
 def test_flow_summary(house, tracker):
     flow = tracker.start_flow_run(house.profile, "prefect-1", None)
     rows = [
-        {"stage": "pretrain", "state": "ran", "seconds": 90.0, "own_seconds": 80.0, "metric": "loss", "before": 7.0},
-        {"stage": "sft", "state": "skipped", "seconds": 1.0, "own_seconds": 0.0},
+        StageRow("pretrain", "ran", "never run before", 90.0, 80.0, key_metric="loss", before=7.0),
+        StageRow("sft", "skipped", "unchanged"),
     ]
     tracker.finish_flow_run(flow, "FINISHED", rows, total_seconds=100.0)
     run = tracker.client.get_run(flow)
@@ -212,7 +215,7 @@ def test_flow_summary(house, tracker):
     assert run.data.metrics["orchestration_share"] == pytest.approx(0.2)
     assert (run.data.metrics["stages_run"], run.data.metrics["stages_skipped"]) == (1, 1)
     stored = json.loads(Path(tracker.client.download_artifacts(flow, "summary.json")).read_text())
-    assert stored["stages"] == rows
+    assert [StageRow.from_json(row) for row in stored["stages"]] == rows
     table = Path(tracker.client.download_artifacts(flow, "summary.md")).read_text()
     assert "| pretrain | ran | 90.0 s | loss | 7 |" in table
 
@@ -220,7 +223,7 @@ def test_flow_summary(house, tracker):
 def test_find_run(house, tracker, run_stage):
     flow = tracker.start_flow_run(house.profile, "prefect-1", None)
     run_id, result = run_stage(house, flow, "pretrain")
-    folder = Path(result.request["output"])
+    folder = result.request.run
     name = tracker.client.get_run(run_id).info.run_name
     for reference in (run_id, run_id[:10], name, f"m1-{house.profile.name}@pretrain"):
         assert tracker.find_run(reference, house.profile) == folder

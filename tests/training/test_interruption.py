@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from infra import launch
+from infra.launch import local
 from m1 import paths
 from m1.errors import Checkpointed, Interrupted
 from m1.run import folder as folders
@@ -118,7 +119,7 @@ def interrupted(tokens, state, plain_sigterm, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     story: dict[str, object] = {"whole": root / "whole", "stopped": root / "stopped"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_TICK_SECONDS", 0.1)
+        patch.setattr(local, "_TICK_SECONDS", 0.1)
         run(request_of(root / "whole", tokens))
         request = request_of(root / "stopped", tokens)
 

@@ -30,7 +30,7 @@ class LogicFamily(TaskFamily):
         yield RuleJudge()
 
     def rules(self, profile: Profile, stage: str) -> tuple[str, ...]:
-        """Tasks are named where they are made; those who ask them ask what was made."""
+        """Tasks are named in the sections that make them; stages that ask them take what was made."""
         section = profile.find(stage, SftData) or profile.find(stage, Synthesize)
         return tuple(unknown_tasks(section.tasks, f"{stage}.tasks")) if section else ()
 

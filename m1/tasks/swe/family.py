@@ -1,6 +1,6 @@
 """Software-engineering tasks from real packages: made with faults that tests find, judged by those tests in a sandbox.
 
-The work is in `making` and `judging`, imported when it is done: every command that reads a profile asks the family.
+The work is in `making` and `judging`, imported only where it is done: every command that reads a profile imports this.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SweFamily(TaskFamily):
         return section is not None and section.when_no_engine == "fail"
 
     def rules(self, profile: Profile, stage: str) -> tuple[str, ...]:
-        """Whoever asks for such tasks must have them made, and questions and answers must fit."""
+        """A stage that asks such tasks needs `synthesize.swe`, and questions and answers must fit."""
         return tuple(_rules_of(profile, stage))
 
     def modules(self, profile: Profile, stage: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Answers to software-engineering tasks, judged in sandboxes of this rank's own.
 
-What the sandbox itself fails on is not judged: neither right nor wrong, and left out by whoever counts.
+Responses on which the sandbox itself fails are not judged: they are neither right nor wrong, and are not counted.
 """
 
 from __future__ import annotations

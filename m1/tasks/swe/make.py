@@ -104,7 +104,7 @@ def make_shard(
 
 
 class Journal:
-    """What has been found out so far, one JSON object a line; started anew if the settings are others.
+    """What has been found out so far, one JSON object a line; begun again if the settings differ.
 
     A line that was cut off by an interruption is dropped, with all behind it.
     """

@@ -13,6 +13,7 @@ from m1 import chat, paths
 from m1.config.families import SweTasks
 from m1.config.profile import Profile
 from m1.config.synthesize import Synthesize
+from m1.errors import ServiceError
 from m1.tasks.base import Made, Row, Wish
 from m1.tasks.swe import make as sets
 from m1.tasks.swe import sources
@@ -32,12 +33,17 @@ def make(wish: Wish) -> Made:
 
     Raises:
         UsageError: no tokenizer, no such source, or its tests cannot be run.
-        ServiceError: no usable engine, where the profile does not want to go without.
+        ServiceError: no usable engine, and the profile does not allow leaving the tasks out.
     """
     section = wish.profile.section("synthesize", Synthesize).swe
     assert section is not None
     try:
         if not (wish.folder / SET).exists() and not _complete(wish.profile, section) and wish.tools is None:
+            if section.when_no_engine == "fail":
+                raise ServiceError(
+                    "synthesize: no engine answers, and synthesize.swe.when_no_engine is fail",
+                    "Start one with infra/sandbox/engine.sh, or set it to skip.",
+                )
             return _left_out(wish, LEFT_OUT)
         valid = _put_set(wish, section)
     except sets.NoSandbox as error:

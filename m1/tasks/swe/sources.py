@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from m1.config.reading import describe, read_yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from m1 import paths
+from m1.config.reading import describe, read_yaml
 from m1.data.corpus_spec import PypiSource, Sha256
 from m1.data.fetch import fetch
 from m1.errors import M1Error, UsageError
