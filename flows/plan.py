@@ -182,7 +182,7 @@ def _changes_of_data(settings: Profile, chosen: Sequence[str]) -> Mapping[str, l
 
 
 class _Planner:
-    """Goes through the chosen stages; what runs above a stage decides what can be said of it."""
+    """Plans the chosen stages in order: which earlier ones will run decides what is known of the later ones."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class _Planner:
         return row
 
     def _left_out(self, record: Stage) -> list[str]:
-        """Beside the inputs of a stage: the families that it would do without."""
+        """For the column of inputs: the families that the stage would leave out."""
         names = families_left_out(record.demands(self.settings), self.missing)
         return [f"{_why_without(record, self.settings, name)}: without tasks of {name}" for name in names]
 
@@ -327,9 +327,9 @@ def _is_code_or_setting(change: dvc.Change) -> bool:
 
 
 def _makes_up_for(settings: Profile, name: str, missing: Missing) -> list[str]:
-    """What DVC cannot see: tasks were left out for want of what they need, and now it is there.
+    """What DVC cannot see: tasks were left out because what they need was missing, and it is there now.
 
-    The other way round nothing is missing: a set that was made needs nothing to be used.
+    The other way round there is nothing to do: a set that was made can be used without it.
     """
     demands = stage(name).demands(settings)
     left_out = records.left_out(settings.name, name) if demands else []

@@ -110,7 +110,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
-    """Make all services run and the deployments known.
+    """Start all services and apply the deployments.
 
     Raises:
         ServiceError: a service did not become healthy; the message holds the end of its log.

@@ -95,7 +95,7 @@ def _data_command(record: Stage, argv: list[str] | None) -> None:
     """Make a data set: the command in dvc.yaml.
 
     The work is done in an empty folder, which takes the place of `data/<profile>/<stage>` once it is complete. What
-    the stage tells of it is stored there as `summary.json`.
+    the stage returns is stored there as `summary.json`.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {record.package}", description=record.about)
     parser.add_argument("--profile", default="tiny")

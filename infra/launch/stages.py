@@ -136,7 +136,7 @@ def run_data_stage(
 
 
 def record_data_set(profile: Profile, stage_name: str) -> None:
-    """Make dvc.lock and DVC's cache say what is there now.
+    """Record the data set as it is now, in dvc.lock and in DVC's cache.
 
     Raises:
         ServiceError: DVC failed.

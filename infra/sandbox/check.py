@@ -1,4 +1,4 @@
-"""What the engine can do, and whether a container of ours is shut as it should be."""
+"""What the engine can do, and whether a container of ours is isolated as it should be."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def _programs() -> tuple[str, str, str]:
 
 
 def _host_config(runtime: str | None, limits: Limits) -> Any:
-    """Everything that shuts the container in."""
+    """The settings that isolate the container."""
     area = f"rw,exec,nosuid,nodev,size={limits.work_mb}m,nr_inodes=65536,mode=1777,uid=1001,gid=1001"
     file_size = limits.file_mb * 2**20
     return engine.client().create_host_config(

@@ -22,7 +22,7 @@ class Gone(Exception):
 
 
 class Nonsense(Exception):
-    """The process sent what is no message."""
+    """The process sent something that is not a message."""
 
 
 class Stream:

@@ -115,7 +115,7 @@ def _check_before(parameters: dict[str, Any]) -> float:
         planning.check_upstream(settings, stages)
         parent = planning.find_upstream(upstream, settings)
     known = upstream is None or parent is not None  # a name in MLflow is looked up by the flow, when the server is up
-    if known and preflight.unmet(settings, stages, tools.missing):  # of no matter where all that needs it is done
+    if known and preflight.unmet(settings, stages, tools.missing):  # irrelevant if all that needs it is done
         rows = planning.plan(settings, only=stages, upstream=parent, force=bool(parameters["force"]))
         preflight.check(settings, [row.stage for row in rows if row.action == "run"], tools.missing)
     return grace_seconds(settings)

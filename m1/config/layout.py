@@ -21,8 +21,8 @@ def broken_rules(
     """The rules that a layout breaks; none for a possible one.
 
     Args:
-        sequence_length: tokens of a sequence; without it, rules about sequences are not asked.
-        global_batch_size: sequences of a step; without it, rules about batches are not asked.
+        sequence_length: tokens of a sequence; without it, rules about sequences are not checked.
+        global_batch_size: sequences of a step; without it, rules about batches are not checked.
         micro_batch_size: sequences of a micro-batch.
     """
     broken = world_size_rules(parallel)

@@ -1,4 +1,4 @@
-"""What every stage that follows a gradient has."""
+"""Settings of every stage that trains by gradients."""
 
 from __future__ import annotations
 

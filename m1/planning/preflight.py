@@ -41,7 +41,7 @@ def _too_large(profile: Profile, stages: Iterable[str], gpu_memory: float) -> It
 
 
 def unmet(profile: Profile, stages: Iterable[str], missing: Missing) -> list[ServiceError]:
-    """What is missing on this machine, and for which stages, where the profile does not let them go without it."""
+    """What is missing on this machine, and for which stages, if the profile does not allow leaving it out."""
     wanted: dict[tuple[str, Need], list[str]] = {}
     for name in stages:
         for family, demand in stage(name).demands(profile).items():

@@ -24,7 +24,7 @@ from m1.run.stage import Origin
 
 S = TypeVar("S", bound=Section)
 
-#: What a data stage tells of its output, the same on every run of the same inputs. "notes" and "left_out" are as in
+#: A data stage's summary of its output, the same on every run of the same inputs. "notes" and "left_out" are as in
 #: `StageResult`, "sources" names raw sources with version, hash and licence.
 Summary = dict[str, JsonValue]
 

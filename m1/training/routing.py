@@ -1,4 +1,4 @@
-"""What the routers of all layers need before a training step, and what they have to tell after it."""
+"""What the routers of all layers need before a training step, and what they report after it."""
 
 from __future__ import annotations
 

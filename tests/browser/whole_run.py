@@ -135,7 +135,8 @@ def _supervised(context: StageContext, chance: random.Random, high: float, low: 
     drawn = training_figures(context)
     if context.stage == "context-extension":
         folder = context.figures_dir()
-        names = ["before", *(f"after {part.sequence_length}" for part in context.profile.section("context-extension", ContextExtension).stages)]
+        parts = context.profile.section("context-extension", ContextExtension).stages
+        names = ["before", *(f"after {part.sequence_length}" for part in parts)]
         positions = [32.0 * 2**i for i in range(8)]
         losses = {name: (positions, [5 - 0.2 * i - 0.1 * k for i in range(8)]) for k, name in enumerate(names)}
         norms = {f"layer {i}": context.series(f"layers/grad_norm_{i:02d}") for i in range(layers)}

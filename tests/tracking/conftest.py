@@ -128,9 +128,7 @@ class House:
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         sources = {"some-docs": {"package": "Some", "version": "1.0", "sha256": "5" * 64, "licence": "MIT", "bytes": 7}}
         summary = {"documents": 12 * version, "shares": {"prose": 0.25}, "text": "no number", "flag": True}
-        write_json(
-            self.root / folder / "summary.json", summary | ({"sources": sources} if name == "corpus" else {})
-        )
+        write_json(self.root / folder / "summary.json", summary | ({"sources": sources} if name == "corpus" else {}))
         digest = hashlib.md5(f"{name} {version}".encode()).hexdigest() + ".dir"
         deps = [{"path": f"stages/{name}", "hash": "md5", "md5": f"{version}" * 32 + ".dir"}]
         for read in registry.stage(name).reads:

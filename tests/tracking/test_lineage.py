@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from rich.console import Console

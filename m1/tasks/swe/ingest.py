@@ -226,7 +226,7 @@ def task_of_pull(pull: PullRequest, origin: Repository) -> tuple[SweTask, Tree] 
 def tasks_of_instances(
     rows: Iterable[Mapping[str, Any]], origin: Repository, reject: Callable[[str, str], None]
 ) -> list[tuple[SweTask, Tree]]:
-    """The instances that can be used, with the tree of their base; the others are told to `reject` with the reason."""
+    """The instances that can be used, with the tree of their base; the others go to `reject` with the reason."""
     made = []
     for row in rows:
         try:

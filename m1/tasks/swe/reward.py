@@ -1,4 +1,4 @@
-"""Judge an answer to a task: apply it strictly, run the tests that matter in the sandbox, tell the ends apart.
+"""Judge an answer to a task: apply it strictly, run the tests that matter in the sandbox, say how it ended.
 
 The report says only that the reward is positive if and only if all relevant tests pass, and zero or negative for a
 compile error, a runtime failure or a regression (MiniMax-M1 report §4.1); zero is this project's choice, `Weights`
@@ -105,7 +105,7 @@ def judge_repair(
     """Apply the answer to the faulty tree, lay the task's own tests over it, and run the relevant tests.
 
     Raises:
-        M1Error: the sandbox failed; that earns nothing and says nothing.
+        M1Error: the sandbox failed, which says nothing about the answer.
     """
     if not answer.strip():
         return _ended(End.EMPTY, weights)
