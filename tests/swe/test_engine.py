@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stages.synthesize.swe import write_swe
 
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1 import paths
 from m1.errors import M1Error, UsageError
-from m1.run import profiles as profile
+from m1.run import profiles
+from m1.tasks.prompts import read_rows
 from m1.tasks.swe import make as swe_run
 from m1.tasks.swe import sources
 from m1.tasks.swe.ingest import PullRequest, task_of_pull
@@ -28,6 +28,7 @@ from m1.tasks.swe.tasks import TaskSet, check_patches, write_environments
 from m1.tokenizer import load_tokenizer
 from stages.swe.ingest_run import validated, write_set
 from stages.swe.predictions import evaluate
+from stages.synthesize.run import run as synthesize
 from stages.tokenizer.train import save, train
 from tests.needed import need_engine
 from tests.swe.packages import tree
@@ -183,28 +184,32 @@ def test_the_synthesize_stage_writes_questions_with_right_answers(
     made: TaskSet, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = {"packages": [NAME], "faults_per_package": LIMIT, "question_length": 3000}
-    settings = profile.load("tiny", overrides={"seed": 0, "synthesize.swe": part, "evaluate.swe": None})
-    section = settings.synthesize.swe
-    assert section is not None
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    settings = profiles.load("tiny", overrides={"seed": 0, "synthesize.swe": part, "evaluate.swe": None})
+    monkeypatch.setattr(paths, "data_dir", lambda profile, stage: tmp_path / stage)
     monkeypatch.setattr(paths, "STATE", tmp_path / "state")
-    folder = paths.data_dir("tiny", "tokenizer")
-    folder.mkdir(parents=True)
+    folder, cold_start, output = (tmp_path / name for name in ("tokenizer", "sft-data", "synthesize"))
+    for each in (folder, cold_start, output):
+        each.mkdir()
     save(train([content.decode() for path, content in tree(NAME).items() if path.endswith(".py")], 600), folder)
+    for split in ("train", "heldout"):
+        (cold_start / f"{split}.jsonl").write_text("")
     whole = sources.load(paths.DATA_SPECS / "swe.yaml")
     shutil.copytree(made.folder, paths.STATE / "swe" / swe_run.set_id(whole, [NAME], Options(limit=LIMIT)))
-    output = tmp_path / "output"
-    output.mkdir()
-    assert write_swe(settings, section, output) == {"rows": {"train": 3 * LIMIT, "heldout": 0}, "valid": LIMIT}
+    summary = synthesize(settings, output)
+    assert summary["swe"] == {"train": {"rows": 3 * LIMIT, "valid": LIMIT}, "heldout": {"rows": 0, "valid": LIMIT}}
+    assert "left_out" not in summary and "notes" not in summary
     tokenizer = load_tokenizer(folder)
     written = TaskSet(output / "swe")
     by_id = {task.id: task for task in written.tasks}
-    for line in (output / "swe-train.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        task = by_id[row["state"]["task"]]
-        assert task.issue in row["question"] and len(tokenizer.encode(row["question"])) <= 3000
+    rows = {split: [row for row in read_rows(output / f"{split}.jsonl") if row.family == "swe"]
+            for split in ("train", "heldout")}  # fmt: skip
+    assert sorted(str(row.state["task"]) for row in rows["train"]) == sorted(by_id) and not rows["heldout"]
+    for row in rows["train"]:
+        task = by_id[str(row.state["task"])]
+        assert row.task == task.kind
+        assert task.issue in row.question and len(tokenizer.encode(row.question)) <= 3000
         if task.kind == "repair":
-            assert apply_answer(written.faulty(task), row["answer"]) == written.right(task)
+            assert apply_answer(written.faulty(task), row.answer) == written.right(task)
         if task.kind == "localise":
-            assert judge(sandbox, written, task, row["answer"]).resolved
+            assert judge(sandbox, written, task, row.answer).resolved
     assert not list(output.rglob("timing.json")) and not list(output.rglob("journal.jsonl"))
