@@ -120,7 +120,7 @@ def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
         if lock is None:
             raise ServiceError("another `m1 up` or `m1 down` is at work", "Wait for it to end, then try again.")
         for name in derived.update():
-            say(f"{name} written anew: a stage is new, or other than it was")
+            say(f"{name} rewritten: the stages have changed")
         started = [name for name in ("prefect", "mlflow") if not _answers_in_time(name)]
         for name in started:
             say(f"starting the {_TITLES[name]}")

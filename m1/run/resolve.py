@@ -64,7 +64,7 @@ def resolve(stage_name: str, profile: Profile, missing: Missing, *, parent: Path
         profile=profile.to_dict(),
         fingerprint=identity,
         output=str(output),
-        data={name: str(paths.data_dir(profile.name, name)) for name in record.reads},
+        data={name: str(paths.data_dir(profile.name, name)) for name in digests},
         data_digests=digests,
         parent=str(parent) if parent else None,
         parent_stage=result.stage if result else None,
@@ -82,7 +82,7 @@ def families_left_out(demands: Mapping[str, Demand], missing: Missing) -> tuple[
 
 def _data_digests(stage_name: str, profile: Profile) -> dict[str, str]:
     digests: dict[str, str] = {}
-    for name in stage(stage_name).reads:
+    for name in stage(stage_name).reads_of(profile):
         digest = lock.digest(name, profile.name)
         if digest is None or not paths.data_dir(profile.name, name).exists():
             raise UsageError(

@@ -190,6 +190,6 @@ class TaskFamily(ABC):
         """What the section of `stage` asks of this family that is impossible, one clause each."""
         return ()
 
+    @abstractmethod
     def modules(self, profile: Profile, stage: str) -> tuple[str, ...]:
-        """Modules loaded by name whose code decides what the family does in `stage`."""
-        return (type(self).__module__,)
+        """Modules whose code decides what the family does in `stage`; `family.py` itself does not count."""

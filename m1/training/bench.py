@@ -143,7 +143,7 @@ class Side:
             if not line:
                 raise StageFailed(
                     f"bench train: rank {rank} of {self.task.side} ended with code {worker.wait()}",
-                    "Its last lines are above; mend that and start again.",
+                    "Its last lines are above; fix what they say and start again.",
                 )
             answers.append(json.loads(line))
         return answers

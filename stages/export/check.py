@@ -152,7 +152,7 @@ def weights(folder: Path, source: Source, model: Model, form: Form) -> int:
             if not torch.equal(trained(read, name, model, form.layout), expected):
                 raise StageFailed(
                     f"export: {name} read back from the exported files is not the trained parameter",
-                    "Nothing was exported. Rerun; if it happens again, test the disk and m1/model/stored.py.",
+                    "Nothing was exported. Rerun; if it happens again, test the disk and m1/formats/weights.py.",
                 )
     return len(names)
 
@@ -169,7 +169,7 @@ def require(found: Comparison, tolerance: float) -> None:
             f"export: log-probabilities of the exported and the training model differ by {', '.join(failed)} over "
             f"{found.tokens} tokens, more than export.tolerance={tolerance:g}",
             "Nothing was exported. Two experts that tie at one token may be ordered differently: try another "
-            "export.check_tokens before looking for a fault in m1/model/convert.py or stored.py.",
+            "export.check_tokens before looking for a fault in m1/formats/convert.py or weights.py.",
         )
 
 

@@ -177,7 +177,11 @@ def test_words_that_mean_two_things(word: str, words: str, write: Write) -> None
     assert read_yaml(write(f"field: '{word}'")) == {"field": word}
 
 
-@pytest.mark.parametrize("key", ["1", "1.5", "null", "~", "", "true", "no", "2024-01-05", "0x1", ".inf"])
+def test_a_plain_count_is_a_field_name(write: Write) -> None:
+    assert read_yaml(write("shares: {1: 0.5, 20: 0.5}\n")) == {"shares": {"1": 0.5, "20": 0.5}}
+
+
+@pytest.mark.parametrize("key", ["-1", "1.5", "null", "~", "", "true", "no", "2024-01-05", "0x1", ".inf"])
 def test_field_names_are_text(key: str, write: Write) -> None:
     message = refusal(f"section:\n  ? {key}\n  : 1\n", write)
     assert message == f"FILE, line 2: section: the field name `{key}` is not text. Put it in quotes."

@@ -61,7 +61,7 @@ def test_damaged_cache_is_replaced(package: tuple[Path, str]) -> None:
     assert hashlib.sha256(fetch(source).read_bytes()).hexdigest() == source.sha256
 
 
-def test_unknown_version_names_package_and_mend(package: tuple[Path, str]) -> None:
+def test_unknown_version_names_package_and_way_out(package: tuple[Path, str]) -> None:
     with pytest.raises(M1Error, match=r"the sdist of tale 2\.0: the index does not list it\. Correct pip's config"):
         fetch(pypi(package[1], version="2.0"))
 

@@ -1,4 +1,4 @@
-"""A faulty corpus spec is refused with the field, the value and the mend; the shipped ones are right."""
+"""A faulty corpus spec is refused with the field, the value and the way out; the shipped ones are right."""
 
 from __future__ import annotations
 

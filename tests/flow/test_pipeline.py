@@ -343,10 +343,10 @@ def test_a_new_stage_is_a_folder_and_a_profile(house: Path) -> None:
     order = [*ORDER[:5], "extra", "extra-training"]
     scratch.add_extra_stages(house, "wider", order=order, parallel__world_size=1)
     said = scratch.m1(house, "up", timeout=LONG).stdout
-    assert "dvc.yaml written anew" in said and "prefect.yaml written anew" in said
+    assert "dvc.yaml rewritten" in said and "prefect.yaml rewritten" in said
     names = {deployment["name"] for deployment in prefect(house, "deployments/filter")}
     assert names == {"full", "extra", "extra-training", *stages()}
-    assert "written anew" not in scratch.m1(house, "up", timeout=LONG).stdout
+    assert "rewritten" not in scratch.m1(house, "up", timeout=LONG).stdout
     done = scratch.m1(house, "run", "--profile", "wider", timeout=LONG)
     assert task_runs(house, newest_run(house)) == dict.fromkeys(order, "Completed")
     assert all(any(line.startswith(f"{name} ") for line in done.stdout.splitlines()) for name in order)

@@ -196,7 +196,7 @@ class TestFiles:
     def base(self, tmp_path):
         return put(tmp_path / "base", interchange.minimax_m1_config(SMALL, 1e4, "float32"))
 
-    def test_pickled_weights_are_refused_with_the_mend(self, base):
+    def test_pickled_weights_are_refused_with_the_way_out(self, base):
         (base / interchange.SINGLE).unlink()
         (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
         with pytest.raises(UsageError, match=r"pickled \(pytorch_model.bin\).*save_pretrained"):

@@ -203,14 +203,14 @@ def _kept_lines(found: Sequence[Element], names: set[str], total: int) -> set[in
 
 # --- asking a model ---
 
-FILE_PROMPT = """A library has a fault. Name the files that must be edited to mend it, at most {most}, the likeliest \
+FILE_PROMPT = """A library has a fault. Name the files that must be edited to fix it, at most {most}, the likeliest \
 first, one path a line and nothing else.
 
 {issue}
 Files:
 {files}
 """
-ELEMENT_PROMPT = """A library has a fault. Name the functions or methods that must be edited to mend it, at most \
+ELEMENT_PROMPT = """A library has a fault. Name the functions or methods that must be edited to fix it, at most \
 {most}, the likeliest first, one a line as `path: Class.method` and nothing else.
 
 {issue}
