@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,15 +49,14 @@ class View:
     order: str
     columns: tuple[str, ...]
 
-    def tag(self, written: int) -> str:
-        """Value of the experiment's tag; `written` in milliseconds."""
-        state = {
+    def state(self) -> str:
+        """The state of the page, as MLflow keeps it."""
+        content = {
             "searchFilter": self.wanted,
             "orderByKey": self.order,
             "orderByAsc": self.order != _CREATED,
             "selectedColumns": list(self.columns),
         }
-        content = {"name": self.name, "createdAt": written, "updatedAt": written, "state": json.dumps(state)}
         return json.dumps(content)
 
 
@@ -122,11 +121,12 @@ def describe(server: Server, experiment: str, profile: Profile, flow_run: str, n
         View(FLOW_RUNS, _NAMES[FLOW_RUNS], flow_runs, _CREATED, tuple(metrics)),
         View(NEWEST, _NAMES[NEWEST], children, "tags.`mlflow.runName`", _STAGE_COLUMNS),
     )
+    tags = server.client.get_experiment(experiment).tags
     for view in views:
-        server.client.set_experiment_tag(experiment, f"{_VIEW}{view.identity}", view.tag(int(time.time() * 1000)))
+        _write_view(server, experiment, view, tags.get(f"{_VIEW}{view.identity}"))
     prepared = [(view.name, pages.experiment_page(experiment, view.identity)) for view in views]
     abouts = {title(profile, name): stage_record(name).about for name in profile.order}
-    _write_note(server, experiment, notes.experiment_note(profile.name, newest, prepared, abouts))
+    _write_note(server, experiment, tags, notes.experiment_note(profile.name, newest, prepared, abouts))
 
 
 def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
@@ -135,12 +135,22 @@ def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (name.count("/"), place.get(name.rpartition("/")[2], len(place)), name))
 
 
-def _write_note(server: Server, experiment: str, text: str) -> None:
-    tags = server.client.get_experiment(experiment).tags
+def _write_view(server: Server, experiment: str, view: View, present: str | None) -> None:
+    """Write a prepared table unless it is there as it should be."""
+    state = view.state()
+    if present is None or json.loads(present).get("state") != state:
+        now = int(time.time() * 1000)
+        content = {"name": view.name, "createdAt": now, "updatedAt": now, "state": state}
+        server.client.set_experiment_tag(experiment, f"{_VIEW}{view.identity}", json.dumps(content))
+
+
+def _write_note(server: Server, experiment: str, tags: Mapping[str, str], text: str) -> None:
     present, written = tags.get(NOTE), tags.get(_WRITTEN, "").split()
     if present and _hash(present) not in written:
         return
     text = cut_note(text, EXPERIMENT_TAG_LENGTH)
+    if text == present:
+        return
     # Both, and before the text: whichever of the two is there after a crash is known as ours.
     hashes = [_hash(text), *([_hash(present)] if present else [])]
     server.client.set_experiment_tag(experiment, _WRITTEN, " ".join(hashes))

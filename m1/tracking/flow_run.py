@@ -78,10 +78,9 @@ def open_run(
     }
     name = f"{registry.model_name(profile.name)}-{prefect_run_id[:8]}"
     run = server.client.create_run(where, run_name=name, tags=fitting(tags))
-    server.parameters(run.info.run_id, flatten(profile.to_dict()))
+    note = notes.flow_note(_facts(server, run, Ended("RUNNING", 0.0), [], ()))
+    server.log(run.info.run_id, parameters=flatten(profile.to_dict()), note=note)
     log_profile(server, run.info.run_id, profile)
-    facts = _facts(server, run, Ended("RUNNING", 0.0), [], ())
-    server.note(run.info.run_id, notes.flow_note(facts))
     newest = f"Newest: {link(name, page_of(run))} is running."
     experiment.describe(server, where, profile, run.info.run_id, newest)
     return run.info.run_id
@@ -93,7 +92,7 @@ def refresh(server: Server, flow_run: str) -> None:
     ended = Ended("RUNNING", time.time() - run.info.start_time / 1000)
     nested = server.nested(run)
     done = [row for row in map(recorded_row, nested) if row is not None]
-    server.note(flow_run, notes.flow_note(_facts(server, run, ended, done, nested)))
+    server.log(flow_run, note=notes.flow_note(_facts(server, run, ended, done, nested)))
 
 
 def close_run(
@@ -119,10 +118,12 @@ def close_run(
     ended = Ended(status, seconds, run.data.tags.get("error", ""))
     nested = server.nested(run)
     rows = _with_recorded(rows, nested)
+    for each in nested:
+        if each.info.status == "RUNNING":  # nobody is left who could end it
+            server.log(each.info.run_id, tags={"state": "stopped"})
+            server.client.set_terminated(each.info.run_id, "KILLED")
     results = [result for row in rows if (result := _result(row)) is not None]
     metrics = _metrics(ended, rows, results)
-    now = int(time.time() * 1000)
-    server.client.log_batch(flow_run, [Metric(metric_key(name), value, now, 0) for name, value in metrics.items()])
     content = {"status": status, "metrics": metrics, "stages": [row.to_json() for row in rows]}
     server.client.log_text(flow_run, json.dumps(content, indent=1), "summary.json")
     shown = {metric_key(name): value for name, value in metrics.items()}
@@ -132,8 +133,9 @@ def close_run(
     if report is not None:
         server.log_file(flow_run, REPORT, report.read_bytes())
     facts = _facts(server, run, ended, rows, nested, solved(results), pictures, report is not None)
-    text = notes.flow_note(facts)
-    server.note(flow_run, text)
+    text, now = notes.flow_note(facts), int(time.time() * 1000)
+    logged = [Metric(metric_key(name), value, now, 0) for name, value in metrics.items()]
+    server.log(flow_run, metrics=logged, note=text)
     server.client.log_text(flow_run, text + "\n", "summary.md")
     if profile is not None:
         newest = f"Newest: {link(run.info.run_name, page_of(run))}: {notes.outcome(facts)}."
@@ -145,9 +147,8 @@ def close_run(
 
 def _close_stale(server: Server, run: Run, error: str) -> None:
     """End a run of a process that is gone, as far as MLflow's own records tell of it."""
-    server.tag(run.info.run_id, {"error": error})
+    server.log(run.info.run_id, tags={"error": error, "state": "stopped"})
     if "stage" in run.data.tags:
-        server.tag(run.info.run_id, {"state": "stopped"})
         server.client.set_terminated(run.info.run_id, "KILLED")
     else:
         close_run(server, None, run.info.run_id, "KILLED", ())

@@ -57,8 +57,9 @@ def bullets(texts: Iterable[str]) -> list[str]:
 
 
 def pictures(shown: Sequence[Picture]) -> list[str]:
-    """Images one below the other, each a link to the figure in full size."""
-    return [f"[![{plain(each.title)}]({each.source})]({each.page})" for each in shown]
+    """Images one below the other, each below its title and a link to the figure in full size."""
+    shown_as = [f"[![{plain(each.title)}]({each.source})]({each.page})" for each in shown]
+    return [line for each, image in zip(shown, shown_as) for line in (f"**{plain(each.title)}**", image)]
 
 
 def page(*blocks: Sequence[str]) -> str:

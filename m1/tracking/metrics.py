@@ -83,6 +83,8 @@ class Follower:
         self._thread = threading.Thread(target=self._loop, name=f"metrics-{run_id[:8]}", daemon=True)
         self.not_finite: list[str] = []
         self.last_step = 0
+        #: Name in MLflow -> value of the highest step that was sent.
+        self.last_values: dict[str, float] = {}
         self._error: Exception | None = None
 
     def start(self) -> None:
@@ -139,6 +141,7 @@ class Follower:
             self._client.log_batch(self._run_id, metrics=list(metrics.values()))
         # Only now: a request that failed is built anew from the same lines.
         self._sent.update(metrics)
+        self.last_values |= {metric.key: metric.value for metric in sorted(metrics.values(), key=lambda m: m.step)}
         self.not_finite += faults
         self._offset, self.last_step = offset, last_step
         return full

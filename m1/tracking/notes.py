@@ -155,7 +155,7 @@ def flow_note(facts: FlowFacts) -> str:
         _left_out(rows),
         _solved(facts.solved),
         pictures(facts.pictures),
-        _data("#### Made from these data sets", facts.data),
+        _data("**Made from these data sets**", facts.data),
         [f"{100 * facts.outside:.1f}% of the time was spent outside the stages. {METRICS_HINT}"] if rows else [],
     )
 
@@ -172,7 +172,7 @@ def _stage_cells(line: StageLine) -> list[str]:
 
 def _left_out(rows: Sequence[StageRow]) -> list[str]:
     lines = [f"{row.stage}: {plain(part)}" for row in rows for part in row.left_out]
-    return ["#### Left out", "", *bullets(lines)] if lines else []
+    return ["**Left out**", "", *bullets(lines)] if lines else []
 
 
 def _solved(found: Sequence[Solved]) -> list[str]:
@@ -181,9 +181,9 @@ def _solved(found: Sequence[Solved]) -> list[str]:
     families = list(dict.fromkeys(each.family for each in found))
     stages = list(dict.fromkeys(each.stage for each in found))
     share = {(each.family, each.stage): each.share for each in found}
-    header = ["held-out tasks solved with one answer", *map(plain, stages)]
-    rows = [[plain(family or "all"), *(number(share.get((family, stage))) for stage in stages)] for family in families]
-    return table(header, rows)
+    rows = [[plain(family or "plain"), *(number(share.get((family, each))) for each in stages)] for family in families]
+    title = "**Share of held-out tasks solved with one answer**, by the checkpoint of each stage"
+    return [title, "", *table(["family of tasks", *map(plain, stages)], rows)]
 
 
 def _data(title: str, found: Sequence[DataLine]) -> list[str]:
@@ -203,8 +203,8 @@ def stage_note(facts: StageFacts) -> str:
         [f"**{_state(facts)}** {plain(facts.about)}"],
         [f"**Cause:** {plain(facts.reason)}"] if facts.state in ("failed", "killed") and facts.reason else [],
         table(["", ""], [[label, text] for label, text in facts.facts]) if facts.facts else [],
-        ["#### Left out", "", *bullets(map(plain, facts.left_out))] if facts.left_out else [],
-        ["#### Notes", "", *bullets(told)] if told else [],
+        ["**Left out**", "", *bullets(map(plain, facts.left_out))] if facts.left_out else [],
+        ["**Notes**", "", *bullets(told)] if told else [],
         pictures(facts.pictures),
         _explained(explained, facts.metrics_page),
     )
@@ -230,7 +230,7 @@ def _explained(groups: Mapping[str, str], metrics_page: str | None) -> list[str]
     if not groups:
         return []
     lines = bullets(f"{code(f'{group}/')} {plain(text)}" for group, text in groups.items())
-    return [f"#### Metrics ({link('each explained', metrics_page)})", "", *lines]
+    return [f"**Metrics** ({link('each explained', metrics_page)})", "", *lines]
 
 
 def version_note(about: str, result: StageResult, path: str) -> str:

@@ -32,6 +32,7 @@ class Tracker(Server):
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._profiles: dict[str, Profile] = {}
+        self._flow_runs: dict[str, Run] = {}
 
     def start_flow_run(
         self, profile: Profile, prefect_run_id: str, prefect_url: str | None, stages: Sequence[str] = ()
@@ -73,9 +74,9 @@ class Tracker(Server):
         settings = profile or (request.load_profile() if request else self._profiles.get(flow_run_id))
         assert settings is not None, "name the profile of a data stage whose flow run another Tracker opened"
         with registry.service(self.uri):
-            opened = open_stage(self, self.client.get_run(flow_run_id), stage, request, attempt, settings)
-            opened.describe()
-        return opened
+            if flow_run_id not in self._flow_runs:
+                self._flow_runs[flow_run_id] = self.client.get_run(flow_run_id)
+            return open_stage(self, self._flow_runs[flow_run_id], stage, request, attempt, settings)
 
     def finish_flow_run(
         self,

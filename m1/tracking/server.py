@@ -6,7 +6,7 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +17,7 @@ from m1.tracking.limits import KEY_LENGTH, PARAMETER_LENGTH, TAG_LENGTH, cut, cu
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
 CONNECT_SECONDS = 5.0
 NOTE = "mlflow.note.content"
@@ -36,6 +36,8 @@ class Server:
 
         self.uri = uri
         self.client: MlflowClient = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._experiments: dict[str, str] = {}
+        self._makers: dict[tuple[str, str], Run] = {}
 
     @classmethod
     def connect(cls, uri: str) -> Self:
@@ -66,6 +68,15 @@ class Server:
         """Page of a run in the MLflow UI."""
         return f"{self.uri}/{page_of(run)}"
 
+    def experiment_id(self, profile_name: str) -> str | None:
+        """The profile's experiment, None before its first flow run."""
+        if profile_name not in self._experiments:
+            found = self.client.get_experiment_by_name(registry.model_name(profile_name))
+            if found is None:
+                return None
+            self._experiments[profile_name] = found.experiment_id
+        return self._experiments[profile_name]
+
     def original_run(self, profile_name: str, fingerprint: str, *, apart_from: str = "") -> Run | None:
         """Newest run that did the work of this fingerprint (rather than skipped it), or None.
 
@@ -75,14 +86,20 @@ class Server:
 
     def maker_of(self, profile_name: str, data_stage: str, digest: str) -> Run | None:
         """Newest run that made the data set with this hash (rather than found it made), or None."""
-        return self._newest_that_did(profile_name, f"tags.stage = '{data_stage}' and tags.dvc_digest = '{digest}'", "")
+        if (data_stage, digest) not in self._makers:
+            wanted = f"tags.stage = '{data_stage}' and tags.dvc_digest = '{digest}'"
+            found = self._newest_that_did(profile_name, wanted, "")
+            if found is None:
+                return None
+            self._makers[data_stage, digest] = found
+        return self._makers[data_stage, digest]
 
     def _newest_that_did(self, profile_name: str, wanted: str, apart_from: str) -> Run | None:
-        experiment = self.client.get_experiment_by_name(registry.model_name(profile_name))
+        experiment = self.experiment_id(profile_name)
         if experiment is None:
             return None
         found = None
-        for run in self.runs(experiment.experiment_id, wanted):
+        for run in self.runs(experiment, wanted):
             if "skipped" in run.data.tags or run.info.run_id == apart_from:
                 continue
             if run.info.status == "FINISHED":
@@ -98,25 +115,36 @@ class Server:
             return None
         return result.fingerprint if result else None
 
-    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set several tags at once, cut to MLflow's length; empty ones are left out."""
-        from mlflow.entities import RunTag
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[Metric] = (),
+        parameters: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        note: str = "",
+    ) -> None:
+        """Send what belongs to a run, in one request if MLflow takes it in one; texts are cut to its lengths.
 
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in fitting(tags).items()])
+        Args:
+            note: the run's description; what MLflow does not take of it is kept as a file of the run.
+        """
+        from mlflow.entities import Param, RunTag
 
-    def note(self, run_id: str, text: str) -> None:
-        """Set the description of a run; what MLflow does not take of it is kept as a file of the run."""
-        self.tag(run_id, {NOTE: cut_note(text, TAG_LENGTH, f"the artifact `{NOTE_FILE}`")})
-        if len(text) > TAG_LENGTH:
-            self.client.log_text(run_id, text, NOTE_FILE)
-
-    def parameters(self, run_id: str, values: Mapping[str, str]) -> None:
-        """Log parameters, cut to MLflow's lengths."""
-        from mlflow.entities import Param
-
-        parameters = [Param(key[:KEY_LENGTH], cut(text, PARAMETER_LENGTH)) for key, text in values.items()]
-        for start in range(0, len(parameters), _PARAMETERS_PER_REQUEST):
-            self.client.log_batch(run_id, params=parameters[start : start + _PARAMETERS_PER_REQUEST])
+        sent = fitting(tags or {})
+        if note:
+            sent[NOTE] = cut_note(note, TAG_LENGTH, f"the artifact `{NOTE_FILE}`")
+        params = [Param(key[:KEY_LENGTH], cut(text, PARAMETER_LENGTH)) for key, text in (parameters or {}).items()]
+        self.client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=params[:_PARAMETERS_PER_REQUEST],
+            tags=[RunTag(key, value) for key, value in sent.items()],
+        )
+        for start in range(_PARAMETERS_PER_REQUEST, len(params), _PARAMETERS_PER_REQUEST):
+            self.client.log_batch(run_id, params=params[start : start + _PARAMETERS_PER_REQUEST])
+        if len(note) > TAG_LENGTH:
+            self.client.log_text(run_id, note, NOTE_FILE)
 
     def log_file(self, run_id: str, name: str, content: bytes, folder: str | None = None) -> None:
         """Keep bytes as a file of a run."""

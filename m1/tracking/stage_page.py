@@ -55,8 +55,7 @@ class Ended:
 
 def note(subject: Subject, ended: Ended, names: Iterable[str]) -> str:
     """The description, in Markdown; `names` are the run's metrics in MLflow."""
-    result, info = ended.result, subject.run.info
-    names = tuple(names)
+    result, with_metrics = ended.result, (ended.original or subject.run).info
     facts = notes.StageFacts(
         about=stage(subject.stage).about,
         state=ended.state,
@@ -69,8 +68,8 @@ def note(subject: Subject, ended: Ended, names: Iterable[str]) -> str:
         left_out=result.left_out if result else tuple(_left_out(subject)),
         facts=tuple(_facts(subject, ended)),
         pictures=ended.pictures,
-        names=names,
-        metrics_page=pages.artifact_page(info.experiment_id, info.run_id, METRICS_FILE),
+        names=tuple(names),
+        metrics_page=pages.artifact_page(with_metrics.experiment_id, with_metrics.run_id, METRICS_FILE),
     )
     return notes.stage_note(facts)
 

@@ -17,6 +17,7 @@ from m1.tracking import flow_run, glossary, kept, records, registry, stage_page
 from m1.tracking.markdown import Picture
 from m1.tracking.metrics import MAX_KEYS, Follower, MetricKeys
 from m1.tracking.server import Server
+from m1.tracking.stage_page import Ended
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -43,11 +44,7 @@ class StageTracker:
         self.url = tracker.url(run)
         self._keys = MetricKeys(set(run.data.metrics))
         self._follower: Follower | None = None
-
-    def describe(self) -> None:
-        """Write the description of a run that has begun."""
-        with registry.service(self._tracker.uri):
-            self._describe("runs")
+        self._not_finite: list[str] = []
 
     def follow(self) -> None:
         """Forward the run folder's metrics.jsonl from now on, in the background; a fault shows at `finish`."""
@@ -75,39 +72,34 @@ class StageTracker:
                     self._client.log_artifact(self.run_id, str(folder / name))
             pictures = self._keep_figures(result)
             version = self._register(result, self._run) if result.checkpoint else None
-            finals = {"seconds": result.seconds, "key/before": result.before, "key/after": result.after}
+            found = {"seconds": result.seconds, "key/before": result.before, "key/after": result.after}
             # Where there are too many names, what repeats a curve is left out first.
             ordered = sorted(result.metrics, key=self._keys.__contains__)
-            finals |= {f"final/{name}": result.metrics[name] for name in ordered}
-            self._log_finals(finals, last_step, registry.model_id(version) if version else None)
-            self._tag(
-                state="ran",
-                key_metric=result.key_metric,
-                notes="\n".join(result.notes),
-                left_out="\n".join(result.left_out),
-            )
-            if version is not None:
-                self._point_alias(version)
-            left_out = {f"final/{name}": result.metrics[name] for name in result.metrics}
-            self._explain({name: value for name, value in left_out.items() if name in self._keys.left_out})
-            self._describe("ran", result=result, version=version, pictures=pictures)
-            self._end("FINISHED")
+            found |= {f"final/{name}": result.metrics[name] for name in ordered}
+            finals = self._finals(found)
+            tags = {
+                "state": "ran",
+                "key_metric": result.key_metric,
+                "notes": "\n".join(result.notes),
+                "left_out": "\n".join(result.left_out),
+                **self._point_alias(version),
+            }
+            ended = Ended("ran", result=result, version=version, pictures=pictures)
+            self._close("FINISHED", finals, ended, tags, last_step, registry.model_id(version) if version else None)
 
     def finish_data(self, stage: str, profile: Profile) -> None:
         """Record a complete data stage, after DVC has recorded its output.
 
         Raises:
             UsageError: dvc.lock has no entry for it.
+            ServiceError: MLflow did not take something.
         """
         seconds = time.time() - self._run.info.start_time / 1000
-        with registry.service(self._tracker.uri):  # before the summary, which may be long
-            self._log_finals({"seconds": seconds}, 0, None)
-        record = self._record_data(stage, profile)
+        record = _record(stage, profile)
         with registry.service(self._tracker.uri):
-            self._tag(state="ran")
-            self._explain({})
-            self._describe("ran", seconds=seconds, record=record)
-            self._end("FINISHED")
+            finals = self._finals({"seconds": seconds, **_numbers(record)})
+            tags = {"state": "ran", **self._keep_data(record)}
+            self._close("FINISHED", finals, Ended("ran", seconds=seconds, record=record), tags)
 
     def skip(self, result: StageResult | None, reason: str) -> None:
         """Record that the stage's work was already done.
@@ -115,32 +107,35 @@ class StageTracker:
         Args:
             result: what the stage left earlier; its version gets the stage's alias again. None for a data stage.
             reason: one line for the reader of the run.
+
+        Raises:
+            UsageError: dvc.lock has no entry for a data stage.
+            ServiceError: MLflow did not take something.
         """
-        original, version, record = None, None, None
-        with registry.service(self._tracker.uri):
-            self._tag(state="up to date", skipped="true", skip_reason=reason)
+        tags = {"state": "up to date", "skipped": "true", "skip_reason": reason}
         if result is None:
-            record = self._record_data(self._stage, self._profile)
+            record = _record(self._stage, self._profile)
             with registry.service(self._tracker.uri):
                 original = self._tracker.maker_of(self._profile.name, self._stage, record.digest)
-        else:
-            with registry.service(self._tracker.uri):
-                original = self._tracker.original_run(self._profile.name, result.fingerprint, apart_from=self.run_id)
-                self._tag(key_metric=result.key_metric, left_out="\n".join(result.left_out))
-                self._log_finals({"key/before": result.before, "key/after": result.after}, 0, None)
-                if result.checkpoint:
-                    name = registry.model_name(self._profile.name)
-                    # No version: the server died as the stage ended, and the run that did the work is known; or the
-                    # stage ran outside a flow, and nobody noted the commit.
-                    version = registry.find_version(self._client, name, result.fingerprint)
-                    version = version or self._register(result, original)
-                    self._point_alias(version)
+                tags |= self._keep_data(record) | self._original_tags(original)
+                finals = self._finals(_numbers(record))
+                self._close("FINISHED", finals, Ended("skipped", reason, record=record, original=original), tags)
+            return
         with registry.service(self._tracker.uri):
-            if original is not None:
-                self._tag(original_run=original.info.run_id, original_url=self._tracker.url(original))
-            self._explain({})
-            self._describe("skipped", reason, result=result, version=version, record=record, original=original)
-            self._client.set_terminated(self.run_id, "FINISHED")
+            original = self._tracker.original_run(self._profile.name, result.fingerprint, apart_from=self.run_id)
+            tags |= {"key_metric": result.key_metric, "left_out": "\n".join(result.left_out)}
+            tags |= self._original_tags(original)
+            version = None
+            if result.checkpoint:
+                name = registry.model_name(self._profile.name)
+                # No version: the server died as the stage ended, and the run that did the work is known; or the
+                # stage ran outside a flow, and nobody noted the commit.
+                version = registry.find_version(self._client, name, result.fingerprint)
+                version = version or self._register(result, original)
+            tags |= self._point_alias(version)
+            finals = self._finals({"key/before": result.before, "key/after": result.after})
+            ended = Ended("skipped", reason, result=result, version=version, original=original)
+            self._close("FINISHED", finals, ended, tags)
 
     def fail(self, message: str, *, killed: bool = False) -> None:
         """Close the run as FAILED (or KILLED). Never raises: the stage's own error is what the user must see."""
@@ -151,36 +146,72 @@ class StageTracker:
             logger.warning("%s", error)
         try:
             with registry.service(self._tracker.uri):
-                self._tag(state="stopped" if killed else "failed", error=message)
                 if self._request is not None and (log := self._request.run / run_folder.LOG).is_file():
                     self._client.log_artifact(self.run_id, str(log))
-                self._explain({})
                 seconds = time.time() - self._run.info.start_time / 1000
-                self._describe("killed" if killed else "failed", message, seconds=seconds)
-                self._end("KILLED" if killed else "FAILED")
+                ended = Ended("killed" if killed else "failed", message, seconds)
+                tags = {"state": "stopped" if killed else "failed", "error": message}
+                self._close("KILLED" if killed else "FAILED", {}, ended, tags)
         except Exception as error:
             logger.warning("%s", error)
 
-    def _end(self, status: str) -> None:
-        """Close the run, and let its flow run tell of it."""
-        self._client.set_terminated(self.run_id, status)
-        flow_run.refresh(self._tracker, self._run.data.tags["mlflow.parentRunId"])
-
-    def _describe(
+    def _close(
         self,
-        state: str,
-        reason: str = "",
-        *,
-        seconds: float | None = None,
-        result: StageResult | None = None,
-        version: ModelVersion | None = None,
-        record: records.DataRecord | None = None,
-        original: Run | None = None,
-        pictures: tuple[Picture, ...] = (),
+        status: str,
+        finals: Mapping[str, float],
+        ended: Ended,
+        tags: Mapping[str, str],
+        step: int = 0,
+        model_id: str | None = None,
     ) -> None:
-        about = stage_page.Subject(self._tracker, self._run, self._profile, self._stage, self._request)
-        ended = stage_page.Ended(state, reason, seconds, result, version, record, original, pictures)
-        self._tracker.note(self.run_id, stage_page.note(about, ended, self._keys.names))
+        """Send what is left, describe the run and close it; its flow run tells of a stage that did something.
+
+        Args:
+            finals: name in MLflow -> value, logged at `step`.
+            model_id: of the checkpoint that they are measured on.
+        """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step, model_id=model_id) for name, value in finals.items()]
+        subject = stage_page.Subject(self._tracker, self._run, self._profile, self._stage, self._request)
+        names = {**self._run.data.metrics, **(self._follower.last_values if self._follower else {}), **finals}
+        note = stage_page.note(subject, ended, names)
+        self._tracker.log(self.run_id, metrics=metrics, tags={**tags, **self._faults()}, note=note)
+        if ended.state != "skipped":  # of what is skipped the run that did the work has them
+            kept.log_profile(self._tracker, self.run_id, self._profile)
+            if names:
+                self._client.log_text(self.run_id, glossary.table(names, self._too_many(ended)), kept.METRICS_FILE)
+        self._client.set_terminated(self.run_id, status)
+        if ended.state != "skipped":
+            flow_run.refresh(self._tracker, self._run.data.tags["mlflow.parentRunId"])
+
+    def _finals(self, found: Mapping[str, float | None]) -> dict[str, float]:
+        """Values under their names in MLflow, without what is not finite or too much; None is no value."""
+        values = {name: value for name, value in found.items() if value is not None}
+        self._not_finite += [name for name, value in values.items() if not math.isfinite(value)]
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        return {name: value for raw, value in finite.items() if (name := self._keys.name(raw, MAX_KEYS)) is not None}
+
+    def _faults(self) -> dict[str, str]:
+        """Tags that name what is not finite, and what is too much for MLflow's pages."""
+        tags = {}
+        if not_finite := [*(self._follower.not_finite if self._follower else []), *self._not_finite]:
+            tags["not_finite"] = f"{len(not_finite)} values: {', '.join(not_finite[:20])}"
+        if left := sorted(self._keys.left_out):
+            what = f"{len(left)} keys too many for MLflow's pages, kept in the run's files"
+            tags["metrics_left_out"] = f"{what}: {', '.join(left)}"
+        return tags
+
+    def _too_many(self, ended: Ended) -> dict[str, float]:
+        """Final values that there was no room for."""
+        metrics = ended.result.metrics if ended.result else {}
+        return {f"final/{name}": value for name, value in metrics.items() if f"final/{name}" in self._keys.left_out}
+
+    def _original_tags(self, original: Run | None) -> dict[str, str]:
+        if original is None:
+            return {}
+        return {"original_run": original.info.run_id, "original_url": self._tracker.url(original)}
 
     def _keep_figures(self, result: StageResult) -> tuple[Picture, ...]:
         """Keep the figures with the run; the first ones are shown in its description."""
@@ -196,54 +227,16 @@ class StageTracker:
                 self._client.log_artifact(self.run_id, str(file), kept.FIGURES)
         return tuple(pictures)
 
-    def _record_data(self, stage: str, profile: Profile) -> records.DataRecord:
+    def _keep_data(self, record: records.DataRecord) -> dict[str, str]:
+        """Name the data set as the run's output, and keep its summary; returns the tags that say so."""
         from m1.tracking.datasets import dataset_input
 
-        record = records.locked(stage, profile.name)
-        if record is None:
-            raise UsageError(
-                f"dvc.lock has no entry for {stage}@{profile.name}",
-                f"Record it with `dvc commit {stage}@{profile.name}`.",
-            )
-        folder = paths.ROOT / record.path
-        summary = records.summary(folder)
-        found = records.numbers({key: value for key, value in summary.items() if key != "sources"}, "data/")
-        with registry.service(self._tracker.uri):
-            self._client.log_inputs(self.run_id, [dataset_input(record, "output")])
-            left_out = records.left_out(profile.name, stage)
-            self._tag(dvc_digest=record.digest, path=record.path, left_out="\n".join(left_out))
-            # Totals first: where there are too many names, what is left out is the finest division.
-            self._log_finals(dict(sorted(found.items(), key=lambda item: item[0].count("/"))), 0, None)
-            if (folder / "summary.json").is_file():
-                self._client.log_artifact(self.run_id, str(folder / "summary.json"))
-        return record
-
-    def _log_finals(self, found: Mapping[str, float | None], step: int, model_id: str | None) -> None:
-        """Log values once, at the last step; tags name what is not finite and what is too much. None is no value."""
-        from mlflow.entities import Metric
-
-        values = {name: value for name, value in found.items() if value is not None}
-        now = int(time.time() * 1000)
-        not_finite = list(self._follower.not_finite) if self._follower else []
-        not_finite += [name for name, value in values.items() if not math.isfinite(value)]
-        metrics = [
-            Metric(name, value, now, step, model_id=model_id)
-            for raw, value in values.items()
-            if math.isfinite(value) and (name := self._keys.name(raw, MAX_KEYS)) is not None
-        ]
-        self._client.log_batch(self.run_id, metrics=metrics)
-        if not_finite:
-            self._tag(not_finite=f"{len(not_finite)} values: {', '.join(not_finite[:20])}")
-        if self._keys.left_out:
-            left = sorted(self._keys.left_out)
-            note = f"{len(left)} keys too many for MLflow's pages, kept in the run's files: {', '.join(left)}"
-            self._tag(metrics_left_out=note)
-
-    def _explain(self, left_out: Mapping[str, float]) -> None:
-        """Keep the page that explains the run's metrics with it."""
-        values = self._client.get_run(self.run_id).data.metrics
-        if values:
-            self._client.log_text(self.run_id, glossary.table(values, left_out), kept.METRICS_FILE)
+        self._client.log_inputs(self.run_id, [dataset_input(record, "output")])
+        summary = paths.ROOT / record.path / "summary.json"
+        if summary.is_file():
+            self._client.log_artifact(self.run_id, str(summary))
+        left_out = "\n".join(records.left_out(self._profile.name, self._stage))
+        return {"dvc_digest": record.digest, "path": record.path, "left_out": left_out}
 
     def _register(self, result: StageResult, maker: Run | None) -> ModelVersion:
         """A model version of the result's checkpoint; `maker` is the MLflow run that did the work, if there is one."""
@@ -271,12 +264,34 @@ class StageTracker:
         filled = {key: value for key, value in tags.items() if value}
         return registry.register(self._client, maker or self._run, result, filled)
 
-    def _point_alias(self, version: ModelVersion) -> None:
+    def _point_alias(self, version: ModelVersion | None) -> dict[str, str]:
+        """Give a version the stage's alias; returns the tags that say so."""
+        if version is None:
+            return {}
         self._client.set_registered_model_alias(version.name, self._stage, str(version.version))
-        self._tag(model=f"{version.name}@{self._stage}", model_version=str(version.version))
+        return {"model": f"{version.name}@{self._stage}", "model_version": str(version.version)}
 
-    def _tag(self, **tags: str) -> None:
-        self._tracker.tag(self.run_id, tags)
+
+def _record(stage: str, profile: Profile) -> records.DataRecord:
+    """What DVC recorded of a data stage.
+
+    Raises:
+        UsageError: nothing.
+    """
+    record = records.locked(stage, profile.name)
+    if record is None:
+        raise UsageError(
+            f"dvc.lock has no entry for {stage}@{profile.name}",
+            f"Record it with `dvc commit {stage}@{profile.name}`.",
+        )
+    return record
+
+
+def _numbers(record: records.DataRecord) -> dict[str, float]:
+    """Numbers of a data set, totals first: where there are too many, what is left out is the finest division."""
+    summary = records.summary(paths.ROOT / record.path)
+    found = records.numbers({key: value for key, value in summary.items() if key != "sources"}, "data/")
+    return dict(sorted(found.items(), key=lambda item: item[0].count("/")))
 
 
 def origin_tags(request: StageRequest) -> dict[str, str]:

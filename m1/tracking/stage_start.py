@@ -8,9 +8,9 @@ from m1 import paths
 from m1.config.profile import Profile
 from m1.run.contract import StageRequest
 from m1.run.registry import stage as stage_record
-from m1.tracking import experiment, records, registry
-from m1.tracking.kept import code_tags, flatten, log_profile
-from m1.tracking.server import Server, fitting
+from m1.tracking import experiment, notes, records, registry
+from m1.tracking.kept import code_tags, flatten
+from m1.tracking.server import NOTE, Server, fitting
 from m1.tracking.stage_run import StageTracker, origin_tags
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def open_stage(
     earlier = server.runs(where, f"tags.`mlflow.parentRunId` = '{flow_id}' and tags.stage = '{stage}'")
     if attempt and (run := next(earlier, None)) is not None:
         server.client.update_run(run.info.run_id, status="RUNNING")
-        server.tag(run.info.run_id, {"attempt": str(attempt), "state": "running"})
+        server.log(run.info.run_id, tags={"attempt": str(attempt), "state": "running"})
         return StageTracker(server, server.client.get_run(run.info.run_id), profile, stage, request)
     title = experiment.title(profile, stage)
     tags = {
@@ -35,6 +35,7 @@ def open_stage(
         "stage": stage,
         "number": title.partition(" ")[0],
         "state": "running",
+        NOTE: notes.stage_note(notes.StageFacts(stage_record(stage).about, "runs")),
         "profile": profile.name,
         "attempt": str(attempt),
         "prefect_run_id": flow.data.tags.get("prefect_run_id", ""),
@@ -50,10 +51,9 @@ def open_stage(
     run = server.client.create_run(where, run_name=name, tags=fitting(tags))
     values = profile.to_dict()
     sections = (stage, *(part.partition(".")[0] for part in stage_record(stage).settings), "seed")
-    server.parameters(run.info.run_id, flatten({name: values[name] for name in dict.fromkeys(sections)}))
-    log_profile(server, run.info.run_id, profile)
+    server.log(run.info.run_id, parameters=flatten({name: values[name] for name in dict.fromkeys(sections)}))
     _log_inputs(server, run.info.run_id, profile, stage, request)
-    return StageTracker(server, server.client.get_run(run.info.run_id), profile, stage, request)
+    return StageTracker(server, run, profile, stage, request)
 
 
 def _upstream_tags(server: Server, request: StageRequest, profile_name: str) -> dict[str, str]:

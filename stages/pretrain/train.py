@@ -72,7 +72,10 @@ def start_from_base(context: StageContext[Pretrain], trainer: Trainer) -> list[s
         return []
     found = folder.inspect(Path(named.folder), context.profile.model, context.data["tokenizer"])
     if found.digest != named.digest:
-        raise UsageError(f"pretrain.init_from={named.folder} has changed since this run was planned", "Start the run again: it is planned from the folder as it is now.")
+        raise UsageError(
+            f"pretrain.init_from={named.folder} has changed since this run was planned",
+            "Start the run again: it is planned from the folder as it is now.",
+        )
     return trainer.load_base(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,16 @@ def parameters(**more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`m1 run` must not come as far as the services."""
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`m1 run` must not come as far as the services. It takes SIGTERM for itself, which is undone."""
 
     def up(say: object) -> None:
         raise AssertionError("services were started")
 
     monkeypatch.setattr(services, "up", up)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
