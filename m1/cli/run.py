@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra import flow_runs, machine, services, tools
 from infra.flow_runs import Event, EventKind
@@ -22,6 +22,10 @@ from m1.planning import preflight
 from m1.run.contract import load_request
 from m1.run.folder import read_interruption
 from m1.run.summary import StageRow
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
 
 DEPLOYMENT = "m1/full"
 _POLL_SECONDS = 0.5
@@ -150,19 +154,31 @@ def _wait(watched: Watched) -> tuple[str, str | None]:
                 _check_processes(watched)
             if now >= next_state:
                 next_state = now + _STATE_SECONDS
-                if not services.is_healthy("prefect", timeout=3):
+                run = _look(client, watched.identity)
+                if run is None:
                     unanswered = unanswered or now
                     if now - unanswered > services.PATIENCE:
                         raise ServiceError("the Prefect server gives no answer", f"Run `m1 up`. {_AGAIN}")
                     continue
                 unanswered = None
-                run = client.read_flow_run(watched.identity)  # type: ignore[arg-type]
                 if run.state is not None and run.state.is_final():
                     watched.events = flow_runs.read_events(watched.folder)
                     display.show(watched.events)
                     return run.state.type.value, run.state.message
                 display.waiting((run.state and run.state.name) or "unknown", len(watched.events))
             time.sleep(_POLL_SECONDS)
+
+
+def _look(client: SyncPrefectClient, identity: str) -> FlowRun | None:
+    """The flow run as the server knows it; None where it gives no answer, which it may do at any moment."""
+    import httpx
+
+    if not services.is_healthy("prefect", timeout=3):
+        return None
+    try:
+        return client.read_flow_run(identity)  # type: ignore[arg-type]
+    except httpx.TransportError:
+        return None
 
 
 def _check_processes(watched: Watched) -> None:

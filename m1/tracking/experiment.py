@@ -56,6 +56,8 @@ class View:
             "orderByKey": self.order,
             "orderByAsc": self.order != _CREATED,
             "selectedColumns": list(self.columns),
+            "columnOrder": [*_FIXED_WIDTHS, *self.columns],
+            "columnWidths": _FIXED_WIDTHS | {column: _width(column) for column in self.columns},
         }
         return json.dumps(content)
 
@@ -71,7 +73,14 @@ _STAGE_COLUMNS = (
     "metrics.`key/before`",
     "metrics.`key/after`",
 )
+#: Columns that every table of runs has, and their widths in pixels.
+_FIXED_WIDTHS = {"attributes.`Run Name`": 240, "runDateAndNestInfo": 150, "duration": 80}
 _LOOKED_AT = 20  #: newest flow runs whose results are columns
+
+
+def _width(column: str) -> int:
+    """Room for the whole name of a column, in pixels."""
+    return 60 + 7 * len(column.partition(".")[2])
 
 
 def title(profile: Profile, name: str) -> str:

@@ -12,7 +12,7 @@ from m1.config.context_extension import ContextExtension
 from m1.config.rl import Rl
 from m1.errors import ServiceError
 from m1.run.contract import StageContext
-from m1.tracking import Tracker, runs
+from m1.tracking import Tracker, kept
 from m1.tracking.metrics import MAX_CURVES, MAX_KEYS, MetricKeys, metric_key
 
 
@@ -61,7 +61,7 @@ def test_too_many_keys(house, tracker):
 
 
 def test_long_settings_fit(house):
-    flat = runs.flatten(house.profile.to_dict())
+    flat = kept.flatten(house.profile.to_dict())
     assert flat["context-extension.stages.0.sequence_length"] == str(
         house.profile.section("context-extension", ContextExtension).stages[0].sequence_length
     )
