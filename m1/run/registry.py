@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 
-from m1 import paths
 from m1.config.profile import Profile
 from m1.run.stage import Stage
 
@@ -15,7 +15,8 @@ from m1.run.stage import Stage
 def stages() -> Mapping[str, Stage]:
     """Every stage by name; a stage comes after those whose data it reads, else packages are in alphabetical order."""
     found: dict[str, Stage] = {}
-    for file in sorted((paths.ROOT / "stages").glob("*/stage.py")):
+    package = Path(importlib.import_module("stages").__path__[0])
+    for file in sorted(package.glob("*/stage.py")):
         for record in importlib.import_module(f"stages.{file.parent.name}.stage").STAGES:
             assert record.name not in found, f"two stages are named {record.name}"
             found[record.name] = record

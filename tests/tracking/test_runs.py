@@ -154,8 +154,8 @@ def test_data_stage(house, tracker):
     name = house.profile.name
     assert contexts == {f"corpus@{name}": "input", f"tokenizer@{name}": "input", f"tokens@{name}": "output"}
     assert run.data.tags["dvc_digest"] == records.locked("tokens", name).digest
-    assert (run.data.metrics["documents"], run.data.metrics["shares/prose"]) == (12.0, 0.25)
-    assert "flag" not in run.data.metrics
+    assert (run.data.metrics["data/documents"], run.data.metrics["data/shares/prose"]) == (12.0, 0.25)
+    assert "data/flag" not in run.data.metrics
     assert "summary.json" in artifacts(tracker, tracked.run_id)
     assert run.info.status == "FINISHED"
 
@@ -212,7 +212,7 @@ def test_flow_summary(house, tracker):
     tracker.finish_flow_run(flow, "FINISHED", rows, total_seconds=100.0)
     run = tracker.client.get_run(flow)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["orchestration_share"] == pytest.approx(0.2)
+    assert run.data.metrics["orchestration_share"] == pytest.approx(0.1)
     assert (run.data.metrics["stages_run"], run.data.metrics["stages_skipped"]) == (1, 1)
     stored = json.loads(Path(tracker.client.download_artifacts(flow, "summary.json")).read_text())
     assert [StageRow.from_json(row) for row in stored["stages"]] == rows
