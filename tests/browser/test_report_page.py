@@ -50,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "ROOT", root)
         settings, _ = whole_run.make(root, "made-up")
-        planned = {"pretrain": Cost(500_000.0, 7.2e12, bound=True)}
+        planned = {"pretrain": Cost(500_000, 7.2e12, bound=True, steps=100)}
         yield Written(report(settings, lambda _: planned), root, settings)
 
 
