@@ -12,7 +12,8 @@ from small_model import SMALL
 
 from m1.config.model import Model
 from m1.errors import UsageError
-from m1.formats import layouts as interchange
+from m1.formats import folder as folders
+from m1.formats import layouts
 from m1.formats.layouts import MINIMAX_M1, TRANSFORMERS
 from m1.run import profiles as profile
 
@@ -46,21 +47,21 @@ def transformers_values(model: Model) -> dict:
 def put(folder: Path, config: dict, tensors: dict | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors or {"model.norm.weight": torch.ones(4)}, folder / interchange.SINGLE)
+    save_file(tensors or {"model.norm.weight": torch.ones(4)}, folder / folders.SINGLE)
     return folder
 
 
 def test_the_released_configuration_is_the_profile_of_that_size_but_for_its_rope_base():
     """m1-456b starts from the base of pretraining; the released checkpoint is at the end of its extension."""
     model = profile.load("m1-456b").model
-    faults, notes = interchange.compare(RELEASED, MINIMAX_M1, model)
+    faults, notes = folders.compare(RELEASED, MINIMAX_M1, model)
     assert faults == ["model.rotary_base is 10000.0, config.json has rope_theta=10000000"]
     assert notes == []
-    assert interchange.compare(RELEASED, MINIMAX_M1, model.model_copy(update={"rotary_base": 1e7})) == ([], [])
+    assert folders.compare(RELEASED, MINIMAX_M1, model.model_copy(update={"rotary_base": 1e7})) == ([], [])
 
 
 def test_the_configuration_written_for_that_size_is_the_released_one():
-    written = interchange.minimax_m1_config(profile.load("m1-456b").model, 1e7, "bfloat16")
+    written = layouts.minimax_m1_config(profile.load("m1-456b").model, 1e7, "bfloat16")
     silent = {"bos_token_id", "eos_token_id"}  # the tokenizer's, given by the export stage
     assert {key: written[key] for key in RELEASED if key not in silent} == {
         key: value for key, value in RELEASED.items() if key not in silent
@@ -72,19 +73,19 @@ def test_the_configuration_written_for_that_size_is_the_released_one():
 def test_the_own_configuration_fits_at_every_base(layout, base):
     model = changed(rotary_base=base)
     written = (
-        transformers_values(model) if layout == TRANSFORMERS else interchange.minimax_m1_config(model, base, "float32")
+        transformers_values(model) if layout == TRANSFORMERS else layouts.minimax_m1_config(model, base, "float32")
     )
-    assert interchange.compare(written, layout, model) == ([], [])
-    other, _ = interchange.compare(written, layout, changed(rotary_base=base + 1))
+    assert folders.compare(written, layout, model) == ([], [])
+    other, _ = folders.compare(written, layout, changed(rotary_base=base + 1))
     assert len(other) == 1 and "rope_theta" in other[0]
 
 
 def test_every_difference_is_in_one_error(tmp_path):
-    config = interchange.minimax_m1_config(SMALL, 1e4, "float32")
+    config = layouts.minimax_m1_config(SMALL, 1e4, "float32")
     config |= {"hidden_size": 64, "rotary_dim": 16, "postnorm": False, "layernorm_mlp_beta": 0.5}
     del config["num_local_experts"]
     with pytest.raises(UsageError) as caught:
-        interchange.inspect(put(tmp_path / "base", config), SMALL)
+        folders.inspect(put(tmp_path / "base", config), SMALL)
     message = str(caught.value)
     for part in (
         str(tmp_path / "base"),
@@ -122,23 +123,23 @@ def test_every_difference_is_in_one_error(tmp_path):
     ],
 )
 def test_what_the_model_here_cannot_compute_is_refused(layout, change, message, tmp_path):
-    own = transformers_values(SMALL) if layout == TRANSFORMERS else interchange.minimax_m1_config(SMALL, 1e4, "float32")
-    assert interchange.compare(own, layout, SMALL) == ([], [])
+    own = transformers_values(SMALL) if layout == TRANSFORMERS else layouts.minimax_m1_config(SMALL, 1e4, "float32")
+    assert folders.compare(own, layout, SMALL) == ([], [])
     with pytest.raises(UsageError, match=message):
-        interchange.inspect(put(tmp_path / "base", own | change), SMALL)
+        folders.inspect(put(tmp_path / "base", own | change), SMALL)
 
 
 def test_a_whole_rotated_head_is_the_default_of_transformers():
     whole = changed(rotary_percent=1.0)
     values = transformers_values(whole)
-    assert interchange.compare(values, TRANSFORMERS, whole) == ([], [])
+    assert folders.compare(values, TRANSFORMERS, whole) == ([], [])
     old = {**values, "rope_parameters": None, "rope_theta": 1e4}  # as transformers 4 wrote it
-    assert interchange.compare(old, TRANSFORMERS, whole) == ([], [])
+    assert folders.compare(old, TRANSFORMERS, whole) == ([], [])
 
 
 def test_longest_length_may_differ_and_is_noted(tmp_path):
-    config = interchange.minimax_m1_config(SMALL, 1e4, "float32", max_position_embeddings=8192)
-    found = interchange.inspect(put(tmp_path / "base", config), SMALL)
+    config = layouts.minimax_m1_config(SMALL, 1e4, "float32", max_position_embeddings=8192)
+    found = folders.inspect(put(tmp_path / "base", config), SMALL)
     assert len(found.notes) == 1 and "8192 became the profile's 1024" in found.notes[0]
 
 
@@ -154,19 +155,19 @@ def test_longest_length_may_differ_and_is_noted(tmp_path):
 def test_what_a_layout_cannot_represent_is_refused_on_both_ways(fields, layout, named):
     model = changed(**fields)
     with pytest.raises(UsageError, match=named):
-        interchange.require_representable(model, layout, 1e4)
-    faults, _ = interchange.compare(RELEASED, layout, model)
+        layouts.require_representable(model, layout, 1e4)
+    faults, _ = folders.compare(RELEASED, layout, model)
     assert any(named in fault for fault in faults)
 
 
 def test_more_heads_than_a_power_of_two_fit_the_released_layout():
     """Its code has ALiBi's series for any number of heads, as training has; transformers' has another."""
-    assert interchange.unrepresentable(changed(num_attention_heads=6), MINIMAX_M1) == []
+    assert layouts.unrepresentable(changed(num_attention_heads=6), MINIMAX_M1) == []
 
 
 def test_a_rope_base_that_vllm_would_cut_is_refused():
     with pytest.raises(UsageError, match=r"12345\.5 is not a whole number"):
-        interchange.minimax_m1_config(SMALL, 12_345.5, "float32")
+        layouts.minimax_m1_config(SMALL, 12_345.5, "float32")
 
 
 @pytest.mark.parametrize(
@@ -184,9 +185,9 @@ def test_the_layout_is_told_from_the_configuration(tmp_path, config, layout):
     folder = put(tmp_path / "base", config)
     if layout is None:
         with pytest.raises(UsageError, match="is no layout known here"):
-            interchange.open_folder(folder)
+            folders.open_folder(folder)
     else:
-        assert interchange.open_folder(folder).layout == layout
+        assert folders.open_folder(folder).layout == layout
 
 
 class TestFiles:
@@ -194,62 +195,62 @@ class TestFiles:
 
     @pytest.fixture
     def base(self, tmp_path):
-        return put(tmp_path / "base", interchange.minimax_m1_config(SMALL, 1e4, "float32"))
+        return put(tmp_path / "base", layouts.minimax_m1_config(SMALL, 1e4, "float32"))
 
     def test_pickled_weights_are_refused_with_the_way_out(self, base):
-        (base / interchange.SINGLE).unlink()
+        (base / folders.SINGLE).unlink()
         (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
         with pytest.raises(UsageError, match=r"pickled \(pytorch_model.bin\).*save_pretrained"):
-            interchange.inspect(base, SMALL)
+            folders.inspect(base, SMALL)
 
     def test_no_folder_and_no_weights(self, base, tmp_path):
         with pytest.raises(UsageError, match=r"no config.json there"):
-            interchange.inspect(tmp_path / "nowhere", SMALL)
-        (base / interchange.SINGLE).unlink()
+            folders.inspect(tmp_path / "nowhere", SMALL)
+        (base / folders.SINGLE).unlink()
         with pytest.raises(UsageError, match=r"not there: model\.safetensors"):
-            interchange.inspect(base, SMALL)
+            folders.inspect(base, SMALL)
 
     def test_a_shard_that_is_missing_or_cut_short(self, base):
-        (base / interchange.SINGLE).rename(base / "model-00001-of-00002.safetensors")
+        (base / folders.SINGLE).rename(base / "model-00001-of-00002.safetensors")
         names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-        (base / interchange.INDEX).write_text(json.dumps({"weight_map": names}))
+        (base / folders.INDEX).write_text(json.dumps({"weight_map": names}))
         with pytest.raises(UsageError, match="not there: model-00002"):
-            interchange.inspect(base, SMALL)
+            folders.inspect(base, SMALL)
         content = (base / names["a"]).read_bytes()
         for cut in (content[:-1], content[:4], b"", content + b"x", b"\xff" * 16):
             (base / names["b"]).write_bytes(cut)
             with pytest.raises(UsageError, match=r"model-00002-of-00002\.safetensors is damaged or cut short"):
-                interchange.inspect(base, SMALL)
+                folders.inspect(base, SMALL)
 
     @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "weights.bin"])
     def test_an_index_leads_nowhere_else(self, base, name):
-        (base / interchange.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        (base / folders.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(UsageError, match="names"):
-            interchange.inspect(base, SMALL)
+            folders.inspect(base, SMALL)
 
     def test_types_that_are_no_weights(self, base):
-        save_file({"model.norm.weight": torch.ones(4, dtype=torch.int8)}, base / interchange.SINGLE)
+        save_file({"model.norm.weight": torch.ones(4, dtype=torch.int8)}, base / folders.SINGLE)
         with pytest.raises(UsageError, match=r"model\.norm\.weight has dtype I8"):
-            interchange.inspect(base, SMALL)
+            folders.inspect(base, SMALL)
 
     def test_the_digest_follows_configuration_and_headers(self, base):
-        first = interchange.inspect(base, SMALL).digest
-        assert interchange.inspect(base, SMALL).digest == first
-        save_file({"model.norm.weight": torch.ones(5)}, base / interchange.SINGLE)
-        second = interchange.inspect(base, SMALL).digest
+        first = folders.inspect(base, SMALL).digest
+        assert folders.inspect(base, SMALL).digest == first
+        save_file({"model.norm.weight": torch.ones(5)}, base / folders.SINGLE)
+        second = folders.inspect(base, SMALL).digest
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps(config | {"note": 1}))
-        assert len({first, second, interchange.inspect(base, SMALL).digest}) == 3
+        assert len({first, second, folders.inspect(base, SMALL).digest}) == 3
 
     def test_another_tokenizer_is_refused(self, base, tmp_path):
         own = tmp_path / "tokenizer"
         own.mkdir()
         tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "<end>", "id": 2}]}
         (own / "tokenizer.json").write_text(json.dumps(tokenizer))
-        interchange.inspect(base, SMALL, own)  # the base model names none
+        folders.inspect(base, SMALL, own)  # the base model names none
         (base / "tokenizer.json").write_text(json.dumps(tokenizer))
-        interchange.inspect(base, SMALL, own)
+        folders.inspect(base, SMALL, own)
         tokenizer["model"]["vocab"] = {"a": 1, "b": 0}
         (base / "tokenizer.json").write_text(json.dumps(tokenizer))
         with pytest.raises(UsageError, match="2 tokens other numbers"):
-            interchange.inspect(base, SMALL, own)
+            folders.inspect(base, SMALL, own)
