@@ -12,7 +12,7 @@ from pathlib import Path
 
 from test_export_memory import LARGE
 
-from m1.formats import layouts as interchange
+from m1.formats import folder as interchange
 from m1.formats.mapping import FolderReader, Form, exported, trained, trained_shapes
 from m1.formats.megatron import CheckpointTensors
 from stages.export import check, files

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small_model import SMALL
 
 from m1.config.parallel import Parallel
-from m1.formats import layouts as interchange
+from m1.formats import folder as interchange
 from m1.formats import weights as base
 from m1.model.hybrid import build_model, global_name
 from m1.training import checkpoint, parallel

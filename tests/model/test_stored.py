@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_model import ALONE, SMALL, logits_of
 
 from m1.errors import UsageError
-from m1.formats import layouts as interchange
+from m1.formats import folder as interchange
 from m1.formats.layouts import MINIMAX_M1, TRANSFORMERS
 from m1.planning import arithmetic
 from m1.run import profiles as profile
