@@ -239,7 +239,7 @@ def test_the_definition_agrees_with_transformers_where_they_are_one(tmp_path):
     from transformers import MiniMaxForCausalLM
 
     from m1.formats import convert
-    from m1.formats import folder as interchange
+    from m1.formats import layouts as interchange
     from m1.formats.released import ReleasedModel
 
     model = MODEL.model_copy(update={"rotary_percent": 1.0, "softmax_every": 4})
