@@ -34,7 +34,7 @@ from m1.run.contract import StageRequest, StageResult, load_result
 from m1.run.registry import parent_of, stage
 from m1.run.resolve import resolve
 from m1.run.summary import StageRow, Status
-from m1.tracking import StageTracker, Tracker, records
+from m1.tracking import StageTracker, Tracker, records, report
 
 #: Errors of a stage that a signal ended: another try may help.
 _BY_SIGNAL = (launch.StageKilled, Checkpointed)
@@ -107,9 +107,10 @@ def pipeline(
     unrecorded = _close(run, "FAILED" if failure else "FINISHED")
     if message := failure or unrecorded:
         run.tell(Event("failed", message=message))
+        with contextlib.suppress(Exception):  # it may be the server that has failed
+            _show(run)
         return Failed(message=message)
-    rows = [row.to_json() for row in run.summary]
-    create_table_artifact(key="summary", table=rows, description="What each stage did")
+    _show(run)
     run.tell(Event("finished"))
     ran = sum(row.status == "ran" for row in run.summary)
     return Completed(message=f"{len(run.summary)} stages, {ran} of them ran, the others were up to date")
@@ -127,10 +128,41 @@ def _run_stages(run: Run) -> str | None:
 def _close(run: Run, outcome: str) -> str | None:
     """Close the MLflow run; returns what went wrong. A dead server must not hide the cause of a failure."""
     try:
-        run.tracker.finish_flow_run(run.mlflow_run, outcome, run.summary)
+        page = _report(run) if outcome == "FINISHED" else None
+        run.tracker.finish_flow_run(run.mlflow_run, outcome, run.summary, report=page)
     except M1Error as error:
         return str(error)
     return None
+
+
+def _report(run: Run) -> Path | None:
+    """The report of a run that changed something; what is wrong with it is no fault of the run."""
+    if not any(row.status == "ran" for row in run.summary):
+        return None
+    try:
+        return report(run.settings, planning.expected)
+    except (M1Error, OSError) as error:
+        get_run_logger().warning("no report: %s", error)
+        return None
+
+
+def _show(run: Run) -> None:
+    create_table_artifact(key="summary", table=list(map(_cells, run.summary)), description="What each stage did")
+
+
+def _cells(row: StageRow) -> dict[str, str]:
+    """A row of the summary for people, what matters first."""
+    before, after = ("" if value is None else f"{value:.4g}" for value in (row.before, row.after))
+    return {
+        "stage": row.stage,
+        "status": row.status,
+        "seconds": f"{row.seconds:.1f}",
+        "key metric": row.key_metric or "",
+        "before": before,
+        "after": after,
+        "reason": row.reason,
+        "left out": " ".join(row.left_out),
+    }
 
 
 def _prepare(
@@ -158,8 +190,11 @@ def _prepare(
     planned = tuple(PlannedStage(row.stage, row.action, row.reason) for row in rows)
     table = [asdict(row) for row in planned]
     create_table_artifact(key="plan", table=table, description=f"What the run will do, profile {settings.name}")
-    mlflow_run = tracker.start_flow_run(settings, flow_run_id, services.flow_run_url(flow_run_id))
+    prefect_url = services.flow_run_url(flow_run_id)
+    mlflow_run = tracker.start_flow_run(settings, flow_run_id, prefect_url, [row.stage for row in rows])
     url = tracker.url(tracker.client.get_run(mlflow_run))
+    text = "this flow run in MLflow"
+    create_link_artifact(key="mlflow", link=url, link_text=text, description="What it did, and what it gained")
     flow_runs.write_event(folder, Event("planned", plan=planned, mlflow_url=url))
     return Run(settings, force, parent, tracker, mlflow_run, folder, {row.stage: row for row in rows})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: What an experiment is for. Version 3.17 shows it but opens pages by its address bar alone: `m1.tracking.pages`.
 _KIND = "mlflow.experimentKind"
 _TRAINING = "custom_model_development"
-#: Hashes of the descriptions that were written last: another one is a person's, and stays.
-_WRITTEN = "m1.description"
+#: Hashes of the descriptions that were written last: another one is a person's, and stays. Pages do not show what
+#: begins with mlflow.
+_WRITTEN = "mlflow.m1.description"
 _VIEW = "mlflow.sharedViewState."
 #: Tag of every run, "flow run" or "stage": what a table shows is chosen by it.
 LEVEL = "level"
@@ -65,22 +66,22 @@ class View:
 _CREATED = "attributes.start_time"
 FLOW_RUNS, NEWEST = "m1-flow-runs", "m1-newest"
 _NAMES = {FLOW_RUNS: "flow runs side by side", NEWEST: "the newest, stage by stage"}
-_FLOW_COLUMNS = ("total_seconds", "stages_run", "stages_skipped", "stages_failed")
+_KEY_METRIC, _KEY_METRIC_WIDTH = "tags.`key_metric`", 200
 _STAGE_COLUMNS = (
     "tags.`state`",
     "metrics.`seconds`",
-    "tags.`key_metric`",
+    _KEY_METRIC,
     "metrics.`key/before`",
     "metrics.`key/after`",
 )
 #: Columns that every table of runs has, and their widths in pixels.
-_FIXED_WIDTHS = {"attributes.`Run Name`": 240, "runDateAndNestInfo": 150, "duration": 80}
+_FIXED_WIDTHS = {"attributes.`Run Name`": 220, "runDateAndNestInfo": 140, "duration": 80}
 _LOOKED_AT = 20  #: newest flow runs whose results are columns
 
 
 def _width(column: str) -> int:
     """Room for the whole name of a column, in pixels."""
-    return 60 + 7 * len(column.partition(".")[2])
+    return _KEY_METRIC_WIDTH if column == _KEY_METRIC else max(100, 40 + 6 * len(column.partition(".")[2]))
 
 
 def title(profile: Profile, name: str) -> str:
@@ -124,7 +125,8 @@ def describe(server: Server, experiment: str, profile: Profile, flow_run: str, n
     flow_runs = f"tags.{LEVEL} = '{FLOW_LEVEL}'"
     found = server.client.search_runs([experiment], flow_runs, max_results=_LOOKED_AT)
     results = {name for run in found for name in run.data.metrics if name.startswith("result/")}
-    metrics = [f"metrics.`{name}`" for name in (*_FLOW_COLUMNS, *_in_order(results, profile.order))]
+    names = ("total_seconds", "stages_run", *_last_first(results, profile), "stages_skipped", "stages_failed")
+    metrics = [f"metrics.`{name}`" for name in names]
     children = f"tags.`mlflow.parentRunId` = '{flow_run}'"
     views = (
         View(FLOW_RUNS, _NAMES[FLOW_RUNS], flow_runs, _CREATED, tuple(metrics)),
@@ -138,10 +140,10 @@ def describe(server: Server, experiment: str, profile: Profile, flow_run: str, n
     _write_note(server, experiment, tags, notes.experiment_note(profile.name, newest, prepared, abouts))
 
 
-def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Results in the order of the stages they are of, whatever their family."""
-    place = {name: number for number, name in enumerate(order)}
-    return sorted(names, key=lambda name: (name.count("/"), place.get(name.rpartition("/")[2], len(place)), name))
+def _last_first(results: Iterable[str], profile: Profile) -> list[str]:
+    """Results by the stage they are of, the last stage first, as there is room for some; the plain family first."""
+    place = {name: number for number, name in enumerate(profile.order)}
+    return sorted(results, key=lambda name: (name.count("/"), -place.get(name.rpartition("/")[2], -1), name))
 
 
 def _write_view(server: Server, experiment: str, view: View, present: str | None) -> None:

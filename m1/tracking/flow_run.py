@@ -81,7 +81,7 @@ def open_run(
     note = notes.flow_note(_facts(server, run, Ended("RUNNING", 0.0), [], ()))
     server.log(run.info.run_id, parameters=flatten(profile.to_dict()), note=note)
     log_profile(server, run.info.run_id, profile)
-    newest = f"Newest: {link(name, page_of(run))} is running."
+    newest = f"Newest flow run: running. Open {link(name, page_of(run))}"
     experiment.describe(server, where, profile, run.info.run_id, newest)
     return run.info.run_id
 
@@ -138,9 +138,8 @@ def close_run(
     server.log(flow_run, metrics=logged, note=text)
     server.client.log_text(flow_run, text + "\n", "summary.md")
     if profile is not None:
-        newest = f"Newest: {link(run.info.run_name, page_of(run))}: {notes.outcome(facts)}."
-        gain = notes.gain(rows)
-        newest += f" {gain[0].upper()}{gain[1:]}." if gain else ""
+        told = ", ".join(part for part in (notes.outcome(facts), notes.gain(rows)) if part)
+        newest = f"Newest flow run: {told}. Open {link(run.info.run_name, page_of(run))}"
         experiment.describe(server, run.info.experiment_id, profile, flow_run, newest)
     server.client.set_terminated(flow_run, status)
 

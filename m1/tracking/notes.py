@@ -245,13 +245,13 @@ def experiment_note(profile: str, newest: str, views: Sequence[tuple[str, str]],
     """The description of an experiment; of its first paragraph the page shows one line.
 
     Args:
-        newest: the newest flow run in one sentence, in Markdown.
+        newest: what is to say of the newest flow run, in one sentence of Markdown, with a link to it.
         views: (title, page) of the tables that are prepared.
         abouts: numbered title of a stage -> what it does.
     """
     prepared = " · ".join(link(title, url) for title, url in views)
     return page(
-        [f"{newest} Tables: {prepared}"],
+        [f"{newest} · Tables: {prepared}"],
         [
             f"Training runs of profile {code(profile)}: from raw text to a model that reasons. A row of the table is "
             "one **flow run**; the plus sign before its name shows its stages, numbered in the order of the recipe. "

@@ -11,8 +11,9 @@ from m1 import paths
 from m1.run import profiles
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Of one module, and no longer: while it is there, the paths of this process are those of the copy."""
     root = tmp_path_factory.mktemp("identity") / "checkout"
     root.mkdir()
     for name in CODE:
