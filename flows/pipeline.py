@@ -8,9 +8,10 @@ main thread, and that is what stops the stage's processes.
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,13 @@ def _report(run: Run) -> Path | None:
 
 
 def _show(run: Run) -> None:
-    create_table_artifact(key="summary", table=list(map(_cells, run.summary)), description="What each stage did")
+    _show_table("summary", map(_cells, run.summary), "What each stage did")
+
+
+def _show_table(key: str, rows: Iterable[dict[str, str]], description: str) -> None:
+    """Keep a table as an artifact; Prefect's page reads cells as Markdown, and would drop what looks like a tag."""
+    table = [{name: html.escape(text, quote=False) for name, text in row.items()} for row in rows]
+    create_table_artifact(key=key, table=table, description=description)
 
 
 def _cells(row: StageRow) -> dict[str, str]:
@@ -188,8 +195,7 @@ def _prepare(
     to_run = [row.stage for row in rows if row.action == "run"]
     preflight.check(settings, to_run, tools.missing, machine.memory_of_rank(settings.parallel))
     planned = tuple(PlannedStage(row.stage, row.action, row.reason) for row in rows)
-    table = [asdict(row) for row in planned]
-    create_table_artifact(key="plan", table=table, description=f"What the run will do, profile {settings.name}")
+    _show_table("plan", map(asdict, planned), f"What the run will do, profile {settings.name}")
     prefect_url = services.flow_run_url(flow_run_id)
     mlflow_run = tracker.start_flow_run(settings, flow_run_id, prefect_url, [row.stage for row in rows])
     url = tracker.url(tracker.client.get_run(mlflow_run))

@@ -256,7 +256,7 @@ def _start_server(name: str) -> None:
         port = free_port(usual or MLFLOW_PORT)
         store = paths.STATE / "mlflow"
         (store / "artifacts").mkdir(parents=True, exist_ok=True)
-        command = ["-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+        command = ["-m", "mlflow", "server", "--app-name", "m1", "--host", HOST, "--port", str(port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"]
         command += ["--artifacts-destination", str(store / "artifacts")]
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -107,7 +107,7 @@ def train(context: StageContext[Rl], tokenizer: Tokenizer, asked: Asked) -> Stag
     (_, before), (_, after) = state.heldout[0], state.heldout[-1]
     return context.finish(
         checkpoint=saved,
-        key_metric="heldout pass@1",
+        key_metric="held-out pass@1",
         before=before["mean"],
         after=after["mean"],
         metrics=report.final_metrics(context, after),

@@ -30,8 +30,8 @@ _KEY_METRICS = {
     "pretrain": ("held-out loss", 7.678432, 5.0651),
     "sft": ("held-out response loss", 7.5491, 0.215481),
     "context-extension": ("retrieval at 4096 tokens", 0.3125, 0.96875),
-    "rl-40k": ("heldout pass@1", 0.280556, 0.355556),
-    "rl-80k": ("heldout pass@1", 0.355556, 0.441667),
+    "rl-40k": ("held-out pass@1", 0.280556, 0.355556),
+    "rl-80k": ("held-out pass@1", 0.355556, 0.441667),
     "evaluate": ("held-out pass@1", 0.0, 0.461806),
     "export": ("max |logprob difference|", None, 1.907349e-05),
 }

@@ -242,6 +242,7 @@ def m1(folder: Path, *arguments: str, check: bool = True, timeout: float = 300) 
 
 
 def start_m1(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command line of the copy, in the background, where Ctrl-C counts even if the tests run where it does not."""
     return subprocess.Popen(
         [sys.executable, "-m", "m1", *arguments],
         cwd=folder,
@@ -250,6 +251,7 @@ def start_m1(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

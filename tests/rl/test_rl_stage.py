@@ -146,7 +146,7 @@ def finished(world):
 
 def test_a_run_leaves_everything_it_promises(finished):
     result = load_result(finished)
-    assert result.stage == "rl-40k" and result.key_metric == "heldout pass@1"
+    assert result.stage == "rl-40k" and result.key_metric == "held-out pass@1"
     assert (finished / result.checkpoint / "manifest.json").is_file()
     assert all((finished / figure).stat().st_size > 1000 for figure in result.figures) and len(result.figures) == 8
     steps = steps_of(finished)
