@@ -114,7 +114,9 @@ def is_costly(plan: dict[str, Any]) -> bool:
 
 def tables(settings: Profile, rows: list[planning.Row], plan: dict[str, Any], cost: bool) -> Group:
     """The plan for people."""
-    parts: list[RenderableType] = [plan_table(settings, rows), "", _memory_table(settings, plan)]
+    parts: list[RenderableType] = [plan_table(settings, rows)]
+    if plan["memory"]:
+        parts += ["", _memory_table(settings, plan)]
     if cost:
         parts += ["", _cost_table(plan), "", _rl_table(plan), "", _decoding_table(plan)]
     return Group(*parts)
@@ -140,13 +142,13 @@ def _cost_table(plan: dict[str, Any]) -> Group:
     made = table("cost", *columns, right=columns[1:])
     for row in (row for row in plan["stages"] if row["flops"] is not None):
         mark = "≤ " if row["tokens_are_a_bound"] else ""
-        cells = [f"{mark}{short(row['tokens'])}", f"{mark}{row['flops']:.2e}", f"{mark}{row['gpu_hours']:,.0f}"]
-        made.add_row(row["stage"], *cells, f"{mark}{row['dollars']:,.0f}")
+        cells = [f"{mark}{short(row['tokens'])}", f"{mark}{row['flops']:.2e}", f"{mark}{amount(row['gpu_hours'])}"]
+        made.add_row(row["stage"], *cells, f"{mark}{amount(row['dollars'])}")
     made.add_section()
     total = {
         name: sum(row[name] or 0 for row in plan["stages"]) for name in ("tokens", "flops", "gpu_hours", "dollars")
     }
-    cells = [f"{total['flops']:.2e}", f"{total['gpu_hours']:,.0f}", f"{total['dollars']:,.0f}"]
+    cells = [f"{total['flops']:.2e}", amount(total["gpu_hours"]), amount(total["dollars"])]
     made.add_row("together", short(total["tokens"]), *cells)
     note = (
         f"{assumed['peak_flops'] / 1e12:.4g} TFLOP/s a GPU, MFU {assumed['mfu']:.2g} in training and "
@@ -162,7 +164,7 @@ def _rl_table(plan: dict[str, Any]) -> Table:
         tokens = short(row["tokens"]) if "tokens" in row else "-"
         flops = f"{row['flops']:.2e}" if "flops" in row else "-"
         label = row["what"] if name == "published" else f"this plan, {name}"
-        made.add_row(label, tokens, flops, f"{row['gpu_hours']:,.0f}", f"{row['dollars']:,.0f}")
+        made.add_row(label, tokens, flops, amount(row["gpu_hours"]), amount(row["dollars"]))
     return made
 
 
@@ -199,7 +201,13 @@ def layout_text(parallel: Parallel) -> str:
     }
     sizes = " ".join(f"{name}{size}" for name, size in named.items())
     recompute = "full recomputation" if parallel.recompute == "full" else "no recomputation"
-    return f"{parallel.world_size} ranks: {sizes}, {parallel.precision}, {recompute}"
+    ranks = "1 rank" if parallel.world_size == 1 else f"{parallel.world_size} ranks"
+    return f"{ranks}: {sizes}, {parallel.precision}, {recompute}"
+
+
+def amount(value: float) -> str:
+    """Hours or dollars: whole ones, and two digits of less than ten."""
+    return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.2g}"
 
 
 def gigabytes(count: float) -> str:

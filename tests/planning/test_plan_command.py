@@ -134,6 +134,13 @@ def test_a_cluster_whose_gpus_are_too_small_is_refused_with_the_stage_and_the_nu
         plan("--gpu-memory", "38", "--stop", "pretrain", "--no-cost")
 
 
+def test_single_gpu_fits_the_card_it_is_for():
+    arguments = ["plan", "--profile", "single-gpu", "--gpu-memory", "24"]
+    result = RUNNER.invoke(app, arguments, env={"COLUMNS": "100"})
+    assert result.exit_code == 0, result.output
+    assert "1 rank:" in result.stdout and "at most 22.1 of 24 GB" in result.stdout
+
+
 def test_layouts_table():
     shown = plan("--layouts", "--stage", "context-extension 4")
     assert max(map(len, shown.splitlines())) <= 100
