@@ -15,7 +15,7 @@ from infra.services import Status
 from m1 import paths
 from m1.config.corpus import Corpus
 from m1.config.profile import Profile
-from m1.data import corpus_spec, lock
+from m1.data import content, corpus_spec, lock
 from m1.errors import UsageError
 from m1.planning.arithmetic import parameters
 from m1.run.contract import load_result, newest_run
@@ -81,15 +81,16 @@ def summary_table(summary: Sequence[StageRow]) -> Table:
 
 
 def data_table(settings: Profile) -> Table:
-    made = table(
-        f"data sets of profile {settings.name}", "data set", "size", "files", "hash", "licence", right=("size",)
-    )
+    columns = ("data set", "size", "files", "hash", "state", "licence")
+    made = table(f"data sets of profile {settings.name}", *columns, right=("size",))
     for name in data_stages():
         entry = lock.entry(name, settings.name)
         if entry is None:
-            made.add_row(name, "-", "-", "not made yet", _licence(settings, name))
+            made.add_row(name, "-", "-", "-", "not made yet", _licence(settings, name))
             continue
-        made.add_row(name, megabytes(entry.size), str(entry.files), entry.digest, _licence(settings, name))
+        fault = content.fault_of(entry)
+        size, files = ("-", "-") if fault == content.GONE else (megabytes(entry.size), str(entry.files))
+        made.add_row(name, size, files, entry.digest, fault or "as recorded", _licence(settings, name))
     return made
 
 

@@ -19,7 +19,7 @@ import yaml
 from m1 import paths
 from m1.config.differences import differences
 from m1.config.reading import read_yaml
-from m1.data import lock
+from m1.data import content, lock
 from m1.errors import ServiceError, UsageError
 from m1.files import write_text
 
@@ -90,15 +90,20 @@ def command(target: str) -> str:
 
 
 def status(targets: list[str]) -> dict[str, list[Change]]:
-    """What is out of date in each stage, by DVC's account; an empty list where nothing is.
+    """What is out of date in each stage, by DVC's account and by the bytes of its output; empty where nothing is.
 
     Raises:
         ServiceError: DVC failed.
     """
     known = _with_repo(lambda repo: repo.status(targets=targets)) if targets else {}
-    return {
+    found = {
         target: [each for change in known.get(target, []) for each in _changes(target, change)] for target in targets
     }
+    for target, changes in found.items():
+        entry = lock.entry(*target.split("@", 1))
+        if entry and not any(change.side == "output" for change in changes) and (fault := content.fault_of(entry)):
+            changes.append(Change("output", entry.path, f"output {entry.path}: {fault}"))
+    return found
 
 
 def commit(target: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m1 import paths
 from m1.config.profile import Profile
-from m1.data import lock
+from m1.data import content, lock
 from m1.errors import M1Error, UsageError
 from m1.run import folder
 from m1.run.contract import StageRequest, StageResult, Upstream, load_result, newest_run
@@ -89,6 +89,7 @@ def _data_digests(stage_name: str, profile: Profile) -> dict[str, str]:
                 f"{stage_name}: the data set {name} of profile {profile.name} is not there",
                 f"Make it with `prefect deployment run m1/{name}` or `dvc repro {name}@{profile.name}`.",
             )
+        content.verify(name, profile.name)
         digests[name] = digest
     return digests
 
