@@ -50,9 +50,14 @@ def fault_of(entry: lock.LockEntry) -> str | None:
         found = _hashes(entry, place, stats)
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
-    if _digest(found, entry.digest) == entry.digest:
+    if _digest(found, whole=not entry.digest.endswith(".dir")) == entry.digest:
         return None
     return _difference(entry, found)
+
+
+def digest_of(place: Path) -> str:
+    """DVC's hash of a file or folder as it is now: of a file its MD5, of a folder the MD5 of its list of files."""
+    return _digest({name: _md5(place / name) for name, _ in _stats(place)}, whole=place.is_file())
 
 
 def _stats(place: Path) -> Stats:
@@ -87,9 +92,9 @@ def _md5(file: Path) -> str:
         return hashlib.file_digest(stream, "md5").hexdigest()
 
 
-def _digest(found: dict[str, str], like: str) -> str:
-    """DVC's hash: of a file its MD5, of a folder the MD5 of its list of files."""
-    if not like.endswith(".dir"):
+def _digest(found: dict[str, str], *, whole: bool) -> str:
+    """Of one file that is the whole data set, or of a folder."""
+    if whole:
         return found.get("", "")
     listed = [{"md5": found[name], "relpath": name} for name in sorted(found)]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"

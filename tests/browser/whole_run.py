@@ -16,6 +16,7 @@ from m1 import figures
 from m1.config.context_extension import ContextExtension
 from m1.config.profile import Profile
 from m1.config.synthesize import Synthesize
+from m1.data import content
 from m1.files import write_json
 from m1.run import profiles, registry
 from m1.run.contract import StageContext, StageResult
@@ -78,14 +79,14 @@ def _data_set(root: Path, settings: Profile, name: str, locked: dict[str, dict])
         "synthesize": {"train": {"rows": 9000}, "notes": [NO_ENGINE], "left_out": [NO_ENGINE]},
     }
     (root / folder).mkdir(parents=True, exist_ok=True)
-    write_json(root / folder / "summary.json", summaries.get(name, {"rows": 1200}))
+    write_json(root / folder / "summary.json", summaries.get(name, {"name": name, "rows": 1200}))
     locked[f"{name}@{settings.name}"] = {
         "cmd": f"python -m stages.{name} --profile {settings.name}",
         "deps": [
             {"path": f"data/{settings.name}/{read}", "md5": locked[f"{read}@{settings.name}"]["outs"][0]["md5"]}
             for read in registry.stage(name).reads
         ],
-        "outs": [{"path": folder, "md5": hashlib.md5(name.encode()).hexdigest() + ".dir"}],
+        "outs": [{"path": folder, "md5": content.digest_of(root / folder)}],
     }
     (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": locked}))
 

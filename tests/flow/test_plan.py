@@ -14,7 +14,7 @@ from flows import plan as planning
 from infra import tools
 from infra.sandbox import engine
 from m1.config.profile import Profile
-from m1.data import dvc
+from m1.data import content, dvc
 from m1.errors import ServiceError, UsageError
 from m1.files import write_json
 from m1.planning import preflight
@@ -30,12 +30,14 @@ NO_ENGINE = "no engine: without tasks of swe"
 AFTER_DATA = ["pretrain", "sft", "context-extension", "rl-40k", "rl-80k", "evaluate", "export"]
 
 
-def make_data(checkout: Path, **digests: str) -> None:
-    """Data sets as dvc.lock records them."""
+def make_data(checkout: Path, **contents: str) -> None:
+    """Data sets of one small file each, as dvc.lock records them."""
     stages = {}
     for stage in data_stages():
-        (checkout / "data" / "scratch" / stage).mkdir(parents=True, exist_ok=True)
-        digest = digests.get(stage.replace("-", "_"), f"{stage}-1")
+        place = checkout / "data" / "scratch" / stage
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "content").write_text(contents.get(stage.replace("-", "_"), f"{stage}-1"))
+        digest = content.digest_of(place)
         stages[f"{stage}@scratch"] = {"cmd": "x", "outs": [{"path": f"data/scratch/{stage}", "md5": digest}]}
     (checkout / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
@@ -162,10 +164,11 @@ def test_starting_an_engine_makes_up_for_what_was_left_out(
     asked = {"share": 0.5, "max_prompt_length": 600}
     wishes = {"synthesize__swe": {"faults_per_package": 2, "question_length": 500}, "rl_40k__swe": asked}
     scratch.write_profile(checkout, **wishes)
-    make_data(checkout)
     dvc.ensure_profile("scratch")
     summary = checkout / "data" / "scratch" / "synthesize" / "summary.json"
+    summary.parent.mkdir(parents=True)
     write_json(summary, {"left_out": ["swe: skipped: no engine"]})
+    make_data(checkout)
     settings = planning.load_profile("scratch")
 
     def row(stage: str, settings: Profile = settings) -> planning.Row:
@@ -178,8 +181,9 @@ def test_starting_an_engine_makes_up_for_what_was_left_out(
     missing[0] = None
     assert "an engine answers now, and last time: swe: skipped: no engine" in row("synthesize").reason
     assert row("rl-40k").reason == "swe: what it needs is there now" and NO_ENGINE not in row("rl-40k").inputs
-    assert execute(settings, clock, tools.missing) == ["rl-40k", "rl-80k", "evaluate", "export"]
     write_json(summary, {"swe": {"rows": {"train": 6}}})
+    make_data(checkout)
+    assert execute(settings, clock, tools.missing) == ["rl-40k", "rl-80k", "evaluate", "export"]
     assert records.left_out(settings.name, "synthesize") == []
 
     missing[0] = ServiceError("no Docker engine answers", "Start one.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from PIL import Image
 from infra import supervise
 from m1 import paths
 from m1.config.profile import Profile
+from m1.data import content
 from m1.files import write_json
 from m1.run import profiles, registry
 from m1.run.contract import StageContext, StageRequest, StageResult
@@ -127,9 +127,9 @@ class House:
         folder = f"data/{self.profile.name}/{name}"
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         sources = {"some-docs": {"package": "Some", "version": "1.0", "sha256": "5" * 64, "licence": "MIT", "bytes": 7}}
-        summary = {"documents": 12 * version, "shares": {"prose": 0.25}, "text": "no number", "flag": True}
+        summary = {"documents": 12 * version, "shares": {"prose": 0.25}, "text": f"of {name}", "flag": True}
         write_json(self.root / folder / "summary.json", summary | ({"sources": sources} if name == "corpus" else {}))
-        digest = hashlib.md5(f"{name} {version}".encode()).hexdigest() + ".dir"
+        digest = content.digest_of(self.root / folder)
         deps = [{"path": f"stages/{name}", "hash": "md5", "md5": f"{version}" * 32 + ".dir"}]
         for read in registry.stage(name).reads:
             lock = self.locked[f"{read}@{self.profile.name}"]
