@@ -31,7 +31,7 @@ from m1.config.profile import Profile
 from m1.data import dvc, lock
 from m1.errors import Checkpointed, Interrupted, M1Error, ServiceError
 from m1.planning import preflight
-from m1.run.contract import StageRequest, StageResult, load_result
+from m1.run.contract import StageRequest, StageResult, finished
 from m1.run.registry import parent_of, stage
 from m1.run.resolve import resolve
 from m1.run.summary import StageRow, Status
@@ -282,14 +282,14 @@ def _data_stage(run: Run, name: str) -> StageRow:
 
 def _run_stage(run: Run, name: str) -> StageRow:
     request = resolve(name, run.settings, tools.missing, parent=run.parent(name))
-    finished = load_result(request.run)
+    done = finished(request)
     tracked = run.tracker.start_stage(run.mlflow_run, name, request, _attempt())
     _link(name, tracked)
     status: Status = "skipped"
-    if finished is not None and not run.force:
+    if done is not None and not run.force:
         reason = planning.unchanged(request)
-        tracked.skip(finished, reason)
-        result, seconds = finished, 0.0
+        tracked.skip(done, reason)
+        result, seconds = done, 0.0
     else:
         preflight.check(run.settings, [name], tools.missing)
         reason = "forced" if run.force else planning.why_run(request)

@@ -14,7 +14,7 @@ from m1.config.profile import Profile
 from m1.data import dvc, lock
 from m1.errors import UsageError
 from m1.run import folder, identity, profiles
-from m1.run.contract import StageRequest, StageResult, load_request, load_result, newest_run
+from m1.run.contract import StageRequest, StageResult, fault_of, finished, load_request, load_result, newest_run
 from m1.run.identity import fingerprint
 from m1.run.registry import data_stages, parent_of, stage, stages
 from m1.run.resolve import Missing, families_left_out, resolve
@@ -261,7 +261,7 @@ class _Planner:
             inputs.append(f"base model {request.origin.folder} {request.origin.digest[:8]}")
         if self.force:
             action, reason = "run", "forced"
-        elif load_result(request.run) is not None:
+        elif finished(request) is not None:
             action, reason = "skip", unchanged(request)
         else:
             action, reason = "run", why_run(request)
@@ -340,6 +340,8 @@ def _makes_up_for(settings: Profile, name: str, missing: Missing) -> list[str]:
 
 def why_run(request: StageRequest) -> str:
     """What makes `request` differ from the newest finished run of its stage, or how far it came when interrupted."""
+    if (done := load_result(request.run)) is not None and (fault := fault_of(done)) is not None:
+        return f"damaged: {fault}"
     if load_request(request.run) is not None:
         steps = [line.step for line in folder.read_metrics(request.run)]
         return f"interrupted at step {max(steps)}" if steps else "interrupted before its first logged step"

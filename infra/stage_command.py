@@ -18,7 +18,7 @@ from m1.errors import Checkpointed, M1Error, UsageError
 from m1.files import unfinished, write_json
 from m1.planning import preflight
 from m1.run import identity, profiles
-from m1.run.contract import StageContext, StageRequest, StageResult, Summary, load_result
+from m1.run.contract import StageContext, StageRequest, StageResult, Summary, finished
 from m1.run.registry import of_package
 from m1.run.resolve import resolve, resumed
 from m1.run.stage import Stage
@@ -84,8 +84,10 @@ def _run_command(records: tuple[Stage, ...], argv: list[str] | None) -> None:
     _require_asked(next(record for record in records if record.name == options.stage), profile)
     preflight.check(profile, [options.stage], lambda need: None, machine.memory_of_rank(profile.parallel))
     request = resolve(options.stage, profile, tools.missing, parent=options.upstream)
-    if options.force or load_result(request.run) is None:  # what is complete needs nothing any more
-        preflight.check(profile, [options.stage], tools.missing)
+    if finished(request) is not None and not options.force:  # what is complete needs nothing any more
+        print(f"{options.stage} is complete: {paths.shown(request.run)}; --force does it again")
+        return
+    preflight.check(profile, [options.stage], tools.missing)
     if options.resume:
         request = resumed(request, options.resume)
     run_stage(request, force=options.force)

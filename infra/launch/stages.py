@@ -23,7 +23,7 @@ from m1.config.profile import Profile
 from m1.data import dvc, lock
 from m1.errors import Interrupted, ServiceError, StageFailed
 from m1.run import folder, identity
-from m1.run.contract import StageRequest, StageResult, load_result
+from m1.run.contract import StageRequest, StageResult, finished, load_result
 from m1.run.registry import stage
 from m1.training.environment import KEEP_MEMORY
 
@@ -87,9 +87,9 @@ def run_stage(
     name = f"stage {request.stage}"
     settings = request.load_profile()
     with _lease(f"{request.stage}-{request.fingerprint[:16]}", name) as lease:
-        finished = load_result(request.run)
-        if finished is not None and finished.fingerprint == request.fingerprint and not force:
-            return finished
+        done = finished(request)
+        if done is not None and not force:
+            return done
         path = folder.prepare(request.run, request, force=force)
         job = Job(
             name=name,

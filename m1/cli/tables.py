@@ -18,7 +18,7 @@ from m1.config.profile import Profile
 from m1.data import content, corpus_spec, lock
 from m1.errors import UsageError
 from m1.planning.arithmetic import parameters
-from m1.run.contract import load_result, newest_run
+from m1.run.contract import fault_of, load_result, newest_run
 from m1.run.registry import data_stages, stage
 from m1.run.summary import StageRow
 
@@ -105,6 +105,9 @@ def copy_export(profile_name: str, folder: Path) -> str:
     result = load_result(run) if run else None
     if run is None or result is None or result.checkpoint is None:
         raise UsageError(f"profile {settings.name} has no finished export", "Make one: `m1 run --only export`.")
+    if (fault := fault_of(result)) is not None:
+        hint = f"Make it again: `m1 run --profile {settings.name} --only export`."
+        raise UsageError(f"the export in {paths.shown(run)} is damaged: {fault}", hint)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder", "Name another.")
     unfinished = folder.with_name(f".{folder.name}.unfinished")

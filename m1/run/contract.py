@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from m1.config.base import Section
 from m1.config.profile import Profile
 from m1.files import write_json
-from m1.run import folder, profiles
+from m1.run import folder, outputs, profiles
+from m1.run.outputs import OutputFile
 from m1.run.registry import stage
 from m1.run.stage import Origin
 
@@ -99,6 +100,9 @@ class StageResult(Record):
         left_out: of the notes, those on a part that could not be done, for example because no engine answers.
         seconds: wall time inside the stage's process, without its imports.
         finished_at: seconds since the epoch.
+        number: of the runs of this stage and profile that are complete, the later has the higher one; the clock may
+            have been set between two of them.
+        files: what the run has left, for `fault_of`: of a training stage its checkpoint, of another one every file.
     """
 
     stage: str
@@ -114,6 +118,8 @@ class StageResult(Record):
     left_out: tuple[str, ...] = ()
     seconds: float = 0.0
     finished_at: float = 0.0
+    number: int = 0
+    files: dict[str, OutputFile] = {}
 
 
 class StageContext(Generic[S]):
@@ -179,6 +185,12 @@ class StageContext(Generic[S]):
         with open(self.output / folder.METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def _left(self, checkpoint: Path | None) -> list[Path]:
+        """Files to be recorded; those of training are in its checkpoint's own manifest, and cost no second hash."""
+        if stage(self.stage).trains:
+            return [] if checkpoint is None else [checkpoint]
+        return [path for path in self.output.rglob("*") if path.name not in folder.OWN_FILES]
+
     def finish(
         self,
         *,
@@ -206,6 +218,8 @@ class StageContext(Generic[S]):
             left_out=tuple(left_out),
             seconds=time.time() - self._started,
             finished_at=time.time(),
+            number=1 + max((number for number, _, _ in _finished(self.profile.name, self.stage)), default=0),
+            files=outputs.note(self.output, self._left(checkpoint)) if self.rank == 0 else {},
         )
         if self.rank == 0:
             folder.write_record(self.output / folder.RESULT, result)
@@ -238,11 +252,34 @@ def checkpoint_of(run: Path) -> Path:
     return run / result.checkpoint
 
 
+def fault_of(result: StageResult) -> str | None:
+    """What of the files that a complete run has left is gone or changed, in a few words; None if nothing is."""
+    run = result.request.run
+    if result.checkpoint is not None and not (run / result.checkpoint).is_dir():
+        return f"{result.checkpoint} is gone"
+    return outputs.fault_of(run, result.files)
+
+
+def finished(request: StageRequest) -> StageResult | None:
+    """The result of a request whose work is done and whose files are still there, or None: then it is to be done.
+
+    Raises:
+        UsageError: its `result.json` is damaged.
+    """
+    result = load_result(request.run)
+    if result is None or result.fingerprint != request.fingerprint or fault_of(result) is not None:
+        return None
+    return result
+
+
 def newest_run(profile_name: str, stage_name: str) -> Path | None:
     """Run folder of the stage that finished last, or None."""
-    finished = [
-        (result.finished_at, run)
-        for run in folder.runs(profile_name, stage_name)
-        if (result := load_result(run)) is not None
-    ]
-    return max(finished)[1] if finished else None
+    found = _finished(profile_name, stage_name)
+    return max(found)[2] if found else None
+
+
+def _finished(profile_name: str, stage_name: str) -> list[tuple[int, float, Path]]:
+    """(number, time, run folder) of every complete run."""
+    runs = folder.runs(profile_name, stage_name)
+    results = [(run, result) for run in runs if (result := load_result(run)) is not None]
+    return [(result.number, result.finished_at, run) for run, result in results]

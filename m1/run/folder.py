@@ -23,6 +23,8 @@ METRICS = "metrics.jsonl"
 LOG = "log.txt"
 #: Left by a stage that SIGTERM ended after a checkpoint; gone as soon as the stage is started again.
 INTERRUPTION = "interrupted.json"
+#: What the contract itself keeps in a run folder, beside what the stage leaves there.
+OWN_FILES = (RESULT, REQUEST, METRICS, LOG, INTERRUPTION)
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -87,6 +89,7 @@ def prepare(run: Path, request: BaseModel, *, force: bool = False) -> Path:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
     (run / INTERRUPTION).unlink(missing_ok=True)
+    (run / RESULT).unlink(missing_ok=True)  # of a run whose files are damaged
     write_record(run / REQUEST, request)
     return run / REQUEST
 

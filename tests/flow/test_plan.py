@@ -66,6 +66,8 @@ def execute(
                 metrics={},
                 finished_at=clock[0],
             )
+            if trains:
+                (request.run / "checkpoint").mkdir()
             folder.write_record(request.run / folder.RESULT, result)
             ran.append(stage)
         if trains:
