@@ -8,6 +8,11 @@ BIN := .venv/bin
 # Where this is set, every process compiles torch and all other modules again: five seconds each, and there are dozens.
 export PYTHONDONTWRITEBYTECODE :=
 STAMP := .venv/setup.stamp
+# An environment knows the folder it was made in: in a copied or moved checkout its commands are those of the old one.
+ELSEWHERE := $(shell test -e .venv/bin/m1 && ! head -n 2 .venv/bin/m1 | grep -qF "$(CURDIR)/.venv/bin/python" && echo yes)
+ifeq ($(ELSEWHERE),yes)
+.PHONY: $(STAMP)
+endif
 
 .PHONY: setup run test test-triton lint bench clean
 
@@ -15,6 +20,7 @@ setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 with the venv module found. Install one (Debian: python3.11-venv), then run make again." >&2; exit 1; }
+	@test -z "$(ELSEWHERE)" || { echo "making .venv anew: it is that of another folder"; rm -rf .venv; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	UV_FIND_LINKS="$$($(BIN)/python infra/find_links.py)" $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from infra.supervise import descendants
+from m1 import paths
 from m1.files import write_json
 
 #: `Popen` returns when the child's exec has begun; for a moment, longer on a busy machine, its command line is empty.
@@ -28,12 +29,14 @@ class ProcessRecord:
     Attributes:
         started: when the process started, in a form that no change of the clock touches; see `start_mark`.
         command: its command line.
+        checkout: the checkout that it was started for; see `checkout_mark`.
         extra: what else the writer wants to remember, for example a port.
     """
 
     pid: int
     started: str
     command: list[str]
+    checkout: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -43,7 +46,7 @@ class ProcessRecord:
         while not command and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.001)
             command = process.cmdline()
-        return cls(pid, start_mark(pid), command, extra)
+        return cls(pid, start_mark(pid), command, checkout_mark(), extra)
 
     @classmethod
     def read(cls, path: Path) -> ProcessRecord | None:
@@ -58,7 +61,12 @@ class ProcessRecord:
         write_json(path, asdict(self))
 
     def alive(self) -> bool:
-        """Whether this very process still runs (not another one that was given its number)."""
+        """Whether this very process still runs (not another one that was given its number), for this checkout.
+
+        A copy of a checkout has its pid files, and none of its processes.
+        """
+        if self.checkout != checkout_mark():
+            return False
         try:
             process = psutil.Process(self.pid)
             same = start_mark(self.pid) == self.started and process.cmdline() == self.command
@@ -66,10 +74,20 @@ class ProcessRecord:
         except psutil.Error:
             return False
 
+    def orphans(self) -> list[int]:
+        """Processes of the session that this process led, after it has died: what it started and nobody ended.
+
+        A number is given to no other process as long as a session has it, so they are its own.
+        """
+        if self.checkout != checkout_mark() or _exists(self.pid) or self.started.partition(":")[0] != _boot():
+            return []
+        found = [process.pid for process in psutil.process_iter() if _session(process.pid) == self.pid]
+        return [pid for pid in found if _exists(pid)]
+
     def stop(self, grace: float) -> bool:
-        """End the process and all below it: SIGTERM, `grace` seconds, SIGKILL. False if it was not running."""
+        """End the process and all below it: SIGTERM, `grace` seconds, SIGKILL. False if nothing was running."""
         if not self.alive():
-            return False
+            return _end(self.orphans(), grace)
         below = descendants(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
@@ -79,17 +97,36 @@ class ProcessRecord:
             time.sleep(0.05)
         below = [pid for pid in {*below, *descendants(self.pid)} if _exists(pid)]
         # Children get their own chance: a supervisor among them ends a stage in good order.
-        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
-            targets = [*below, self.pid] if number == signal.SIGKILL else below
-            targets = [pid for pid in targets if _exists(pid)]
-            for pid in targets:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            deadline = time.monotonic() + patience
-            while any(_exists(pid) for pid in targets) and time.monotonic() < deadline:
-                _reap(self.pid)
-                time.sleep(0.05)
+        _end(below, grace, self.pid)
         return True
+
+
+def _end(pids: list[int], grace: float, *last: int) -> bool:
+    """SIGTERM to processes, `grace` seconds, then SIGKILL to them and to `last`. False if there are none."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+        targets = [pid for pid in (*pids, *(last if number == signal.SIGKILL else ())) if _exists(pid)]
+        for pid in targets:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + patience
+        while any(_exists(pid) for pid in targets) and time.monotonic() < deadline:
+            for pid in targets:
+                _reap(pid)
+            time.sleep(0.05)
+    return bool(pids)
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def checkout_mark() -> str:
+    """Which checkout this is: the device and inode of its folder, which a copy does not have and a moved one keeps."""
+    stat = paths.ROOT.stat()
+    return f"{stat.st_dev}:{stat.st_ino}"
 
 
 def start_mark(pid: int) -> str:
@@ -100,14 +137,21 @@ def start_mark(pid: int) -> str:
     Raises:
         psutil.NoSuchProcess: there is no such process.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():
+    if not _boot():
         return f"{psutil.Process(pid).create_time():.0f}"
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise psutil.NoSuchProcess(pid) from error
-    return f"{boot.read_text().strip()}:{fields[19]}"
+    return f"{_boot()}:{fields[19]}"
+
+
+def _boot() -> str:
+    """Identity of this run of the machine; empty where there is no /proc."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _exists(pid: int) -> bool:

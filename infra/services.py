@@ -58,9 +58,10 @@ def log_file(name: str) -> Path:
 
 
 def running(name: str) -> ProcessRecord | None:
-    """The live process of a service, or None."""
+    """The live process of a service, or None; one that was started before the checkout was moved counts as hung."""
     record = ProcessRecord.read(pid_file(name))
-    return record if record is not None and record.alive() else None
+    here = record is not None and record.extra.get("root") == str(paths.ROOT)
+    return record if record is not None and here and record.alive() else None
 
 
 def prefect_url() -> str | None:
@@ -283,7 +284,7 @@ def _spawn(name: str, command: list[str], settings: dict[str, str], **extra: Any
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal is not meant for it
         )
-    ProcessRecord.of(process.pid, **extra).write(pid_file(name))
+    ProcessRecord.of(process.pid, root=str(paths.ROOT), **extra).write(pid_file(name))
 
 
 def _await_healthy(name: str) -> None:
@@ -378,7 +379,9 @@ def _apply_deployments(say: Callable[[str], None]) -> None:
     from prefect.client.orchestration import get_client
 
     sources = [paths.ROOT / "prefect.yaml", paths.ROOT / "flows" / "pipeline.py"]
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    # A deployment says in which folder its flow runs.
+    told = [str(paths.ROOT).encode(), *(source.read_bytes() for source in sources)]
+    digest = hashlib.sha256(b"\0".join(told)).hexdigest()
     stamp = paths.STATE / "prefect" / "deployments.applied"
     names = {entry["name"] for entry in yaml.safe_load(sources[0].read_text())["deployments"]}
     with get_client(sync_client=True) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from pathlib import Path
 
 
 def main() -> None:
@@ -12,6 +13,7 @@ def main() -> None:
     from m1.errors import M1Error
 
     try:
+        _refuse_another_checkout()
         from m1.cli.app import app
 
         app()
@@ -31,6 +33,26 @@ def main() -> None:
     sys.exit(code)
 
 
+def _refuse_another_checkout() -> None:
+    """A copied `.venv` is that of the checkout it was made in: its `m1` would run there, on its data and its runs.
+
+    Raises:
+        UsageError: the working folder is in another checkout than the one this command belongs to.
+    """
+    from m1 import paths
+    from m1.errors import UsageError
+
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "m1" / "paths.py").is_file() and (folder / "flows" / "pipeline.py").is_file():
+            if not folder.samefile(paths.ROOT):
+                raise UsageError(
+                    f"this `m1` belongs to the checkout {paths.ROOT}, and you are in the checkout {folder}",
+                    "Run `make setup` here, which makes an environment of its own, and use .venv/bin/m1.",
+                )
+            return
+
+
 def _keep() -> str:
     """File with the traceback of an error nobody foresaw."""
     from m1 import paths
@@ -39,7 +61,7 @@ def _keep() -> str:
         folder = paths.STATE / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        path.write_text(traceback.format_exc())
+        path.write_text(traceback.format_exc(), encoding="utf-8")
         return str(path)
     except OSError:
         return "they could not be written"

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from infra.process import ProcessRecord, lock_file, start_mark, tree_memory
+from m1 import paths
 
 proc_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="elsewhere there is only the time of day")
 
@@ -25,6 +26,39 @@ def test_record_of_a_live_process_round_trips(tmp_path: Path, stop_later: list[i
     record = ProcessRecord.read(tmp_path / "a.json")
     assert record is not None and record.alive()
     assert record.extra == {"port": 4200}
+
+
+def test_a_copy_of_a_checkout_has_none_of_its_processes_and_a_moved_one_keeps_them(
+    tmp_path: Path, stop_later: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    stop_later.append(process.pid)
+    original = tmp_path / "original"
+    original.mkdir()
+    monkeypatch.setattr(paths, "ROOT", original)
+    record = ProcessRecord.of(process.pid)
+    shutil.copytree(original, tmp_path / "copy")
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "copy")
+    assert not record.alive() and not record.stop(grace=1) and record.orphans() == []
+    assert process.poll() is None
+    monkeypatch.setattr(paths, "ROOT", original.rename(tmp_path / "moved"))
+    assert record.alive()
+
+
+def test_what_a_killed_process_has_started_is_still_found_and_stopped(tmp_path: Path, stop_later: list[int]) -> None:
+    script = "sleep 300 & echo $! > $0; wait"
+    process = subprocess.Popen(["bash", "-c", script, str(tmp_path / "pid")], start_new_session=True)
+    record = ProcessRecord.of(process.pid)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    child = int((tmp_path / "pid").read_text())
+    stop_later.append(child)
+    assert record.orphans() == []
+    process.kill()
+    process.wait()
+    assert record.orphans() == [child]
+    assert record.stop(grace=5) and record.orphans() == []
+    assert not record.stop(grace=5)
 
 
 def test_a_process_that_has_just_started_is_recorded_with_its_command() -> None:
