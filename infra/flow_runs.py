@@ -53,6 +53,8 @@ class Event:
 
 
 _EVENT = TypeAdapter(Event)
+#: Beside the pid file of a flow run that died: others have recorded its end.
+_CLOSED = "closed"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,24 @@ def recorded() -> Iterator[FlowRunRecord]:
         record = ProcessRecord.read(path)
         if record is not None:
             yield FlowRunRecord(path.parent.name, path.parent, record)
+
+
+def alive() -> set[str]:
+    """Ids of the flow runs that a process of this checkout serves."""
+    return {record.identity for record in recorded() if record.process.alive()}
+
+
+def unclosed() -> list[Path]:
+    """Folders of flow runs whose process died before it could tell of the end."""
+    dead = [record.folder for record in recorded() if not record.process.alive()]
+    ends = ("failed", "finished")
+    found = [folder for folder in dead if not (folder / _CLOSED).exists()]
+    return [folder for folder in found if not any(event.kind in ends for event in read_events(folder))]
+
+
+def note_closed(folder: Path) -> None:
+    """MLflow has been told that this flow run is over."""
+    (folder / _CLOSED).touch()
 
 
 def process_of(flow_run_id: str) -> ProcessRecord | None:

@@ -140,10 +140,24 @@ def up(say: Callable[[str], None] = lambda text: None) -> dict[str, Status]:
         _apply_deployments(say)
         if "mlflow" in started:
             _await_healthy("mlflow")
+        close_dead_flow_runs(say)
         write_dotenv(say)
         if running("worker") is None:
             raise ServiceError(f"the Prefect worker ended at once: {_tail('worker')}", _see("worker"))
     return status()
+
+
+def close_dead_flow_runs(say: Callable[[str], None] = lambda text: None) -> None:
+    """Tell MLflow of flow runs that died without a word; nothing happens where there is none, or no server."""
+    from m1.tracking import Tracker
+
+    folders, url = flow_runs.unclosed(), mlflow_url()
+    if not folders or url is None:
+        return
+    for name in Tracker.connect(url).close_dead(flow_runs.alive()):
+        say(f"flow run {name}: closed in MLflow, its process is gone")
+    for folder in folders:
+        flow_runs.note_closed(folder)
 
 
 def down(say: Callable[[str], None] = lambda text: None) -> None:

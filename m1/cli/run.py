@@ -91,6 +91,8 @@ def run(parameters: dict[str, Any]) -> int:
     _report(watched, services_seconds, url)
     if state == "COMPLETED":
         return 0
+    if state == "CRASHED":
+        services.close_dead_flow_runs()
     if (saved := watched.interruption()) is not None:
         raise saved
     failed = watched.last("failed")

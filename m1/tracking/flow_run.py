@@ -65,7 +65,7 @@ def open_run(
     # One flow run per profile at a time: whatever is RUNNING now belongs to a process that is gone.
     stale = list(server.runs(where, "attributes.status = 'RUNNING'", ViewType.ALL))
     for run in sorted(stale, key=lambda run: "stage" not in run.data.tags):  # a flow run tells of its stages' ends
-        _close_stale(server, run, f"its process was gone when flow run {prefect_run_id} began")
+        close_stale(server, run, f"its process was gone when flow run {prefect_run_id} began")
     revision = records.git_revision()
     tags = {
         "profile": profile.name,
@@ -89,6 +89,8 @@ def open_run(
 def refresh(server: Server, flow_run: str) -> None:
     """Write the description of a flow run that goes on anew."""
     run = server.client.get_run(flow_run)
+    if run.info.status != "RUNNING":
+        return  # it has told of its end
     ended = Ended("RUNNING", time.time() - run.info.start_time / 1000)
     nested = server.nested(run)
     done = [row for row in map(recorded_row, nested) if row is not None]
@@ -144,7 +146,7 @@ def close_run(
     server.client.set_terminated(flow_run, status)
 
 
-def _close_stale(server: Server, run: Run, error: str) -> None:
+def close_stale(server: Server, run: Run, error: str) -> None:
     """End a run of a process that is gone, as far as MLflow's own records tell of it."""
     server.log(run.info.run_id, tags={"error": error, "state": "stopped"})
     if "stage" in run.data.tags:

@@ -4,7 +4,7 @@ stage. Runs are addressed by id through MlflowClient; no process-wide "active ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from m1.config.profile import Profile
 from m1.errors import UsageError
 from m1.run.contract import StageRequest, load_result
 from m1.run.summary import StageRow
-from m1.tracking import flow_run, registry
+from m1.tracking import flow_run, reconcile, registry
 from m1.tracking.server import Server
 from m1.tracking.stage_run import StageTracker
 from m1.tracking.stage_start import open_stage
@@ -49,9 +49,27 @@ class Tracker(Server):
             ServiceError: MLflow did not take something.
         """
         with registry.service(self.uri):
+            if (where := self.experiment_id(profile.name)) is not None:
+                reconcile.finish_stages(self, where)
             run_id = flow_run.open_run(self, profile, prefect_run_id, prefect_url, stages)
         self._profiles[run_id] = profile
         return run_id
+
+    def close_dead(self, alive: Collection[str]) -> list[str]:
+        """Close what is RUNNING in any profile's experiment although no process serves it.
+
+        Args:
+            alive: ids in Prefect of the flow runs that a process serves.
+
+        Returns:
+            names of the flow runs that were closed.
+
+        Raises:
+            ServiceError: MLflow did not take something.
+        """
+        with registry.service(self.uri):
+            found = self.client.search_experiments(filter_string=f"name LIKE '{registry.model_name('%')}'")
+            return [name for each in found for name in reconcile.close_dead(self, each.experiment_id, alive)]
 
     def start_stage(
         self,

@@ -45,6 +45,7 @@ class StageTracker:
         self._keys = MetricKeys(set(run.data.metrics))
         self._follower: Follower | None = None
         self._not_finite: list[str] = []
+        self._ended_at: int | None = None  #: milliseconds since the epoch, where that is not now
 
     def follow(self) -> None:
         """Forward the run folder's metrics.jsonl from now on, in the background; a fault shows at `finish`."""
@@ -86,6 +87,19 @@ class StageTracker:
             }
             ended = Ended("ran", result=result, version=version, pictures=pictures)
             self._close("FINISHED", finals, ended, tags, last_step, registry.model_id(version) if version else None)
+
+    def catch_up(self, result: StageResult) -> None:
+        """Record a complete stage whose own flow did not come to it; what MLflow has already stays as it is.
+
+        Raises:
+            ServiceError: MLflow did not take something.
+        """
+        self._ended_at = int(result.finished_at * 1000)
+        self.follow()
+        self.finish(result)
+        if "error" in self._run.data.tags:
+            with registry.service(self._tracker.uri):
+                self._client.delete_tag(self.run_id, "error")
 
     def finish_data(self, stage: str, profile: Profile) -> None:
         """Record a complete data stage, after DVC has recorded its output.
@@ -182,7 +196,7 @@ class StageTracker:
             kept.log_profile(self._tracker, self.run_id, self._profile)
             if names:
                 self._client.log_text(self.run_id, glossary.table(names, self._too_many(ended)), kept.METRICS_FILE)
-        self._client.set_terminated(self.run_id, status)
+        self._client.set_terminated(self.run_id, status, self._ended_at)
         if ended.state != "skipped":
             flow_run.refresh(self._tracker, self._run.data.tags["mlflow.parentRunId"])
 

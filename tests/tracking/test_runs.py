@@ -247,3 +247,56 @@ def test_prefix_of_several_runs_is_refused(house, tracker, monkeypatch):
         ids.append(tracker.client.create_run(experiment, tags=tags).info.run_id)
     with pytest.raises(UsageError, match="matches several runs"):
         tracker.find_run(ids[-1][0], house.profile)
+
+
+@pytest.mark.parametrize(("told", "version"), [("FAILED", 1), ("KILLED", 2), ("RUNNING", 3)])
+def test_a_stage_that_was_done_when_its_flow_died_is_finished_by_the_next_one(house, tracker, told, version):
+    house.make_data("tokens", version)  # the three may share an experiment, and must not share a fingerprint
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    request = house.request("pretrain")
+    tracked = tracker.start_stage(flow, "pretrain", request)
+    tracked.follow()
+    context = StageContext(request)
+    for step in range(4):
+        context.log_metrics(step, {"train/loss": float(step)})
+    if told == "RUNNING":
+        tracked._follower.stop()
+    else:
+        tracked.fail("stopped by something", killed=told == "KILLED")
+        tracker.finish_flow_run(flow, told, [])
+    for step in range(4, 10):
+        context.log_metrics(step, {"train/loss": float(step)})
+    result = house.finish(request)
+    assert tracker.client.get_run(tracked.run_id).info.status == told
+
+    tracker.start_flow_run(house.profile, "prefect-2", None)
+    run = tracker.client.get_run(tracked.run_id)
+    assert run.info.status == "FINISHED" and "error" not in run.data.tags and run.data.tags["state"] == "ran"
+    assert run.info.end_time == int(result.finished_at * 1000)
+    assert history(tracker, run.info.run_id, "train/loss") == [(step, float(step)) for step in range(10)]
+    version = tracker.client.get_model_version_by_alias(registry.model_name(house.profile.name), "pretrain")
+    assert version.run_id == run.info.run_id
+    status = tracker.client.get_run(flow).info.status
+    assert status == (told if told != "RUNNING" else "KILLED"), "the flow run itself did not finish"
+
+
+def test_a_failed_try_stays_failed_where_a_later_run_did_the_work(house, tracker, run_stage):
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    failed = tracker.start_stage(flow, "pretrain", house.request("pretrain"))
+    failed.fail("killed by SIGKILL")
+    later = tracker.start_flow_run(house.profile, "prefect-2", None)
+    did, _ = run_stage(house, later, "pretrain")
+    tracker.start_flow_run(house.profile, "prefect-3", None)
+    assert tracker.client.get_run(failed.run_id).info.status == "FAILED"
+    assert tracker.client.get_run(did).info.status == "FINISHED"
+
+
+def test_what_runs_under_a_dead_flow_is_closed_and_a_live_one_left_alone(house, tracker):
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    stage = tracker.start_stage(flow, "pretrain", house.request("pretrain"))
+    tracker.close_dead({"prefect-1"})  # the server has the runs of other tests as well
+    assert tracker.client.get_run(flow).info.status == "RUNNING"
+    name = tracker.client.get_run(flow).info.run_name
+    assert name in tracker.close_dead({"prefect-2"})
+    assert {tracker.client.get_run(run).info.status for run in (flow, stage.run_id)} == {"KILLED"}
+    assert name not in tracker.close_dead(())
