@@ -24,7 +24,7 @@ from prefect.states import Completed, Failed
 
 from flows import plan as planning
 from flows.watch import Watch
-from infra import flow_runs, launch, machine, services, tools
+from infra import caller, flow_runs, launch, machine, services, tools
 from infra.flow_runs import Event, PlannedStage
 from m1 import paths
 from m1.config.profile import Profile
@@ -90,6 +90,7 @@ def pipeline(
         seed: in place of the profile's.
         overrides: profile fields and their values, for example {"pretrain.train_steps": 10}.
     """
+    caller.adopt()
     flow_run_id = str(runtime.flow_run.id)
     folder = flow_runs.register(flow_run_id)
     try:

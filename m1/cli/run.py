@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra import flow_runs, machine, services, tools
+from infra import caller, flow_runs, machine, services, tools
 from infra.flow_runs import Event, EventKind
 from infra.launch import grace_seconds
 from infra.process import tree_memory
@@ -133,7 +133,8 @@ def _create(parameters: dict[str, Any]) -> tuple[str, str]:
 
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(DEPLOYMENT)
-        flow_run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        variables = {"env": caller.leave()}
+        flow_run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, job_variables=variables)
     return str(flow_run.id), flow_run.name
 
 

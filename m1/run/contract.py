@@ -143,6 +143,7 @@ class StageContext(Generic[S]):
         self.data = {name: Path(place) for name, place in request.data.items()}
         self.rank = int(os.environ.get("RANK", "0"))
         self._started = time.time()
+        self._logged: set[tuple[int, tuple[str, ...]]] = set()
         if self.rank == 0:
             self.output.mkdir(parents=True, exist_ok=True)
 
@@ -153,9 +154,18 @@ class StageContext(Generic[S]):
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line to `metrics.jsonl`; the flow forwards it to MLflow. Keys like "train/loss"."""
-        if self.rank == 0:
+        if self.rank == 0 and folder.line_key(step, metrics) not in self._logged:
             values = {name: float(value) for name, value in metrics.items()}
             self._append({"step": int(step), "time": time.time(), "metrics": values})
+
+    def continue_after(self, step: int) -> None:
+        """The stage goes on from its checkpoint of this step: what was logged of later ones is taken back.
+
+        What the step itself has logged stays, and is not written again.
+        """
+        if self.rank == 0:
+            kept = folder.drop_metrics_after(self.output, step)
+            self._logged = {folder.line_key(line.step, line.metrics) for line in kept}
 
     def progress(self, done: float, total: float, text: str = "") -> None:
         """Report progress; `text` is a short remark such as the current loss."""

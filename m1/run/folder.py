@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from m1 import paths
 from m1.config.reading import describe
 from m1.errors import Checkpointed, UsageError
-from m1.files import read_lines, write_text
+from m1.files import read_lines, write_rows, write_text
 
 #: Written last: a run folder with it is complete.
 RESULT = "result.json"
@@ -100,8 +100,21 @@ def read_metrics(run: Path) -> list[MetricsLine]:
     for content in _lines(run):
         if "metrics" in content:
             line = MetricsLine(content["step"], content["metrics"])
-            lines[line.step, tuple(sorted(line.metrics))] = line
+            lines[line_key(line.step, line.metrics)] = line
     return [lines[key] for key in sorted(lines)]
+
+
+def line_key(step: int, metrics: Mapping[str, float]) -> tuple[int, tuple[str, ...]]:
+    """What tells two lines of metrics apart: the step, and the set of names."""
+    return int(step), tuple(sorted(metrics))
+
+
+def drop_metrics_after(run: Path, step: int) -> list[MetricsLine]:
+    """Take back the metrics of later steps, and a line that a kill has cut; returns what is left."""
+    kept = [line for line in _lines(run) if "metrics" in line and line["step"] <= step]
+    if (run / METRICS).is_file():
+        write_rows(run / METRICS, kept)
+    return [MetricsLine(line["step"], line["metrics"]) for line in kept]
 
 
 def series(lines: Sequence[MetricsLine], name: str) -> tuple[list[float], list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import threading
 from pathlib import Path
@@ -78,6 +79,7 @@ class Follower:
         self._keys, self._earlier = keys, earlier
         self._sent: set[tuple[str, int]] = set()
         self._offset = 0
+        self._inode = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=f"metrics-{run_id[:8]}", daemon=True)
@@ -170,9 +172,10 @@ class Follower:
         """Complete lines from the offset on, each with the offset behind it."""
         if not self._file.exists():
             return []
-        if self._file.stat().st_size < self._offset:
-            self._offset = 0  # the stage was started anew
         with open(self._file, "rb") as file:
+            stat = os.fstat(file.fileno())
+            if stat.st_ino != self._inode or stat.st_size < self._offset:
+                self._offset, self._inode = 0, stat.st_ino  # the stage has taken back what it will do again
             file.seek(self._offset)
             content = file.read()
         lines, end = [], self._offset

@@ -60,6 +60,7 @@ class Saver:
                 log.warning("%s: no undamaged checkpoint is left, it starts from the beginning", self.context.stage)
             return None
         state = self.trainer.load(found, verified=True)
+        self.context.continue_after(state["step"])
         if self.context.rank == 0:
             print(f"{self.context.stage} continues after step {state['step']} from {found}", flush=True)
         return state

@@ -100,3 +100,34 @@ def test_server_dies_and_comes_back(house, mortal_server):
     tracker.start_stage(later, "pretrain", request).skip(result, "unchanged")
     version = tracker.client.get_model_version_by_alias(f"m1-{house.profile.name}", "pretrain")
     assert (version.run_id, version.tags["git_commit"]) == (tracked.run_id, "none")
+
+
+def test_a_stage_that_goes_on_takes_back_what_it_does_again(house, tracker):
+    """Killed at step 7, going on after step 4: no step stands twice in metrics.jsonl or in MLflow, none is missing."""
+    flow = tracker.start_flow_run(house.profile, "prefect-1", None)
+    request = house.request("pretrain")
+    tracked = tracker.start_stage(flow, "pretrain", request)
+    killed = StageContext(request)
+    for step in range(1, 8):
+        killed.log_metrics(step, {"train/loss": 1.0 / step})
+        killed.log_metrics(step, {"heldout/loss": 2.0 / step})
+        killed.progress(step, 9)
+    file = killed.output / "metrics.jsonl"
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write('{"step": 8, "time": 1, "metr')
+    tracked.follow()
+    tracked._follower._pump()
+
+    again = StageContext(request)
+    again.continue_after(4)
+    again.log_metrics(4, {"heldout/loss": 2.0 / 4})  # the end of step 4 is done once more
+    for step in range(5, 10):
+        again.log_metrics(step, {"train/loss": 1.0 / step})
+        again.log_metrics(step, {"heldout/loss": 2.0 / step})
+    tracked.finish(house.finish(request))
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    steps = [(line["step"], *line["metrics"]) for line in lines if "metrics" in line]
+    assert steps == [(step, name) for step in range(1, 10) for name in ("train/loss", "heldout/loss")]
+    for name, scale in (("train/loss", 1.0), ("heldout/loss", 2.0)):
+        points = tracker.client.get_metric_history(tracked.run_id, name)
+        assert [(point.step, point.value) for point in points] == [(step, scale / step) for step in range(1, 10)]
