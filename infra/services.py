@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -263,20 +264,26 @@ def _start_server(name: str) -> None:
         settings = {
             "PREFECT_API_URL": f"http://{HOST}:{port}/api",
             "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_in_state('prefect', 'prefect.db')}",
             "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
             "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
         }
         health = f"http://{HOST}:{port}/api/health"
     else:
         port = free_port(usual or MLFLOW_PORT)
-        store = paths.STATE / "mlflow"
-        (store / "artifacts").mkdir(parents=True, exist_ok=True)
+        (paths.STATE / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
         command = ["-m", "mlflow", "server", "--app-name", "m1", "--host", HOST, "--port", str(port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(store / "artifacts")]
+        command += ["--backend-store-uri", f"sqlite:///{_in_state('mlflow', 'mlflow.db')}"]
+        command += ["--artifacts-destination", str(_in_state("mlflow", "artifacts"))]
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         health = f"http://{HOST}:{port}/health"
     _spawn(name, command, settings, url=f"http://{HOST}:{port}", health=health, port=port)
+
+
+def _in_state(*parts: str) -> Path:
+    """A path below `.m1` from the working folder of the services: in an address, a "?" or "%" of the whole path would
+    mean something else."""
+    return paths.STATE.relative_to(paths.ROOT).joinpath(*parts)
 
 
 def _start_worker() -> None:
@@ -362,7 +369,8 @@ def _ensure_work_pool() -> None:
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
 
-    wanted = {"command": f"{sys.executable} -m prefect.engine", "working_dir": str(paths.ROOT)}
+    # Prefect takes the command apart as a shell does, and fills in what stands in double braces.
+    wanted = {"command": shlex.join([sys.executable, "-m", "prefect.engine"]), "working_dir": str(paths.ROOT)}
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_work_pool(WORK_POOL)

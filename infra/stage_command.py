@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -14,7 +15,8 @@ from infra import machine, tools
 from infra.launch import run_stage
 from m1 import paths
 from m1.config.profile import Profile
-from m1.errors import Checkpointed, M1Error, UsageError
+from m1.environment import forget_outer_run
+from m1.errors import Checkpointed, M1Error, ServiceError, UsageError
 from m1.files import unfinished, write_json
 from m1.planning import preflight
 from m1.run import identity, profiles
@@ -27,13 +29,17 @@ from m1.run.stage import Stage
 def main(package: str, argv: list[str] | None = None) -> None:
     """Run the stage of a package; of several, the one that `--stage` names, by default the first."""
     records = of_package(package)
+    forget_outer_run(is_rank="--request" in (sys.argv if argv is None else argv))
     try:
         if records[0].makes_data:
             _data_command(records[0], argv)
         else:
             _run_command(records, argv)
     except OSError as error:
-        _fail(M1Error(f"{records[0].name}: {error}", "Free disk space or correct the permissions, then rerun."))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "Free space (old runs are in runs/)" if full else "Correct the permissions"
+        kind = ServiceError if full else M1Error
+        _fail(kind(f"{records[0].name}: {error}", f"{hint}, then rerun: it goes on from its last complete checkpoint."))
     except M1Error as error:
         # Ranks that stopped together say so once.
         _fail(error, silent=isinstance(error, Checkpointed) and os.environ.get("RANK", "0") != "0")

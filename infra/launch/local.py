@@ -57,14 +57,19 @@ class LocalHandle:
                     next_tick = time.monotonic() + _TICK_SECONDS
                     on_tick()
 
+    def close_log(self) -> None:
+        with contextlib.suppress(OSError):
+            self.log.close()
+
     def _take(self, chunk: bytes, on_line: Callable[[str], None]) -> None:
         *complete, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         if not chunk and self._rest:
             complete, self._rest = [self._rest], b""
         for raw in complete:
             line = raw.decode(errors="replace").rstrip()
-            self.log.write(line + "\n")
-            self.log.flush()
+            with contextlib.suppress(OSError):  # its disk is full: the job meets that itself, and says so
+                self.log.write(line + "\n")
+                self.log.flush()
             self.lines.append(line)
             if line:
                 on_line(line)
@@ -77,8 +82,9 @@ class LocalLauncher:
         """Start the job below a supervisor."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(job.log, "a", encoding="utf-8")  # noqa: SIM115  (closed when the job has ended)
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(job.command)}\n")
-        log.flush()
+        with contextlib.suppress(OSError):
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(job.command)}\n")
+            log.flush()
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SUPERVISOR), str(os.getpid()), str(job.grace), *job.command],
             cwd=paths.ROOT,
@@ -96,7 +102,7 @@ class LocalLauncher:
         assert isinstance(handle, LocalHandle)
         handle.read(on_line, on_tick)
         handle.process.wait()
-        handle.log.close()
+        handle.close_log()
         return Outcome(handle.process.returncode, handle.lines, time.monotonic() - handle.started)
 
     def stop(self, handle: Handle) -> None:
@@ -114,7 +120,7 @@ class LocalLauncher:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
-        handle.log.close()
+        handle.close_log()
 
     def reattach(self, job: Job, identity: str) -> None:
         """Never: a local job ends with the process that launched it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -31,6 +32,8 @@ from m1.training.environment import KEEP_MEMORY
 GRACE_SECONDS = 20.0
 #: From the end of the time for the checkpoint to SIGKILL.
 _MARGIN_SECONDS = 5.0
+#: Bytes below which a disk counts as full: less than any file of a stage that matters.
+FULL = 2**20
 _AGAIN = "Rerun it: a stage continues from its last complete checkpoint."
 #: torchrun's own report of a rank that a signal ended.
 _RANK_SIGNAL = re.compile(r"Signal (\d+) \((SIG\w+)\) received by PID|exitcode\s*: -(\d+)")
@@ -90,7 +93,8 @@ def run_stage(
         done = finished(request)
         if done is not None and not force:
             return done
-        path = folder.prepare(request.run, request, force=force)
+        with _disk_of(request):
+            path = folder.prepare(request.run, request, force=force)
         job = Job(
             name=name,
             command=stage_command(request, settings, path),
@@ -107,8 +111,26 @@ def run_stage(
     if result is None and (stopped := folder.read_interruption(request.run, request.stage)) is not None:
         raise stopped
     if outcome.returncode or result is None:
-        raise _failure(job, outcome)
+        with _disk_of(request):
+            raise _failure(job, outcome)
     return result
+
+
+@contextlib.contextmanager
+def _disk_of(request: StageRequest) -> Iterator[None]:
+    """What fails on a full disk is named so, whatever its own words."""
+    try:
+        yield
+    except (OSError, StageFailed) as error:
+        place = next(path for path in (request.run, *request.run.parents) if path.exists())
+        if shutil.disk_usage(place).free >= FULL:
+            raise
+        saved = sorted(request.run.glob("checkpoints/*/manifest.json"))
+        goes_on = f"it goes on from {paths.shown(saved[-1].parent)}" if saved else "no checkpoint was complete yet"
+        raise ServiceError(
+            f"stage {request.stage}: the disk of {paths.shown(request.run)} is full",
+            f"Free space (old runs are in runs/), then rerun: {goes_on}.",
+        ) from error
 
 
 def run_data_stage(
@@ -152,8 +174,9 @@ def stage_command(request: StageRequest, profile: Profile, path: Path) -> tuple[
     module = ("-m", record.package, "--request", str(path))
     if not record.distributed:
         return (sys.executable, *module)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(profile.parallel.world_size))
-    return (sys.executable, *torchrun, *module)
+    # By its own name a machine may not find itself, and its ranks need no other way to each other.
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
+    return (sys.executable, *torchrun, "--nproc-per-node", str(profile.parallel.world_size), *module)
 
 
 def grace_seconds(profile: Profile) -> float:
@@ -164,6 +187,8 @@ def grace_seconds(profile: Profile) -> float:
 def _stage_environment(profile: Profile, more: Mapping[str, str]) -> dict[str, str]:
     # Idle OpenMP threads that spin would take the core of the other rank.
     ours = {"OMP_NUM_THREADS": str(profile.parallel.threads_per_rank), "OMP_WAIT_POLICY": "PASSIVE", **KEEP_MEMORY}
+    if Path("/sys/class/net/lo").exists():
+        ours["GLOO_SOCKET_IFNAME"] = "lo"
     # torchrun would kill its ranks after 30 s, whatever we allow them.
     return _environment({**ours, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds(profile))), **more})
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code, never a traceback."""
+    from m1.environment import forget_outer_run
     from m1.errors import M1Error
 
+    forget_outer_run()
     try:
         _refuse_another_checkout()
         from m1.cli.app import app

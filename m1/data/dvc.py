@@ -127,7 +127,7 @@ def _with_repo(action: Callable[[Repo], T]) -> T:
     while True:
         try:
             # DVC looks up targets from the working directory, whatever root it is given.
-            with contextlib.chdir(paths.ROOT), Repo(str(paths.ROOT)) as repo:
+            with contextlib.chdir(paths.ROOT), Repo(str(paths.ROOT), config=_without_git()) as repo:
                 return action(repo)
         except LockError as error:  # the user's own `dvc` command, most likely
             if time.monotonic() > deadline:
@@ -135,6 +135,11 @@ def _with_repo(action: Callable[[Repo], T]) -> T:
             time.sleep(0.5)
         except DvcException as error:
             raise ServiceError(f"DVC: {error}", "Run `dvc status` in the checkout to see more.") from error
+
+
+def _without_git() -> dict[str, dict[str, bool]] | None:
+    """DVC's own setting for a checkout that came as an archive."""
+    return None if (paths.ROOT / ".git").exists() else {"core": {"no_scm": True}}
 
 
 def _read(path: Path) -> dict[str, object]:

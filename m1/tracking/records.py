@@ -106,9 +106,10 @@ def git_revision() -> Revision:
     """The state of the checkout; commit "none" where there is no git or no commit yet."""
 
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(paths.ROOT), *arguments]
+        # The checkout may be another user's, in a container for example; only its state is read.
+        command = ["git", "-c", f"safe.directory={paths.ROOT}", "-c", "core.fsmonitor=false", "-C", str(paths.ROOT)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -55,7 +55,7 @@ def run(context):
     state = folder / "state.json"
     first = json.loads(state.read_text())["step"] if state.exists() else 0
     if rank == 0:
-        print(f"{context.stage} continues at step {first}", flush=True)
+        sys.stdout.write(f"{context.stage} continues at step {first}\\n")
     for step in range(first, STEPS):
         time.sleep(how.get("step_seconds", 0.01))
         context.log_metrics(step + 1, {"train/loss": 3.0 / (step + 1)})

@@ -28,9 +28,13 @@ SETTINGS: dict[str, Any] = {"order": ORDER, "parallel__world_size": 2}
 LONG = 900.0
 
 
+#: What means something else in a shell line, in an address or in a database's URL.
+PLACE = "it's 100% ä? checkout"
+
+
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = scratch.make(tmp_path_factory.mktemp("flow") / "checkout", **SETTINGS)
+    folder = scratch.make(tmp_path_factory.mktemp("flow") / PLACE, **SETTINGS)
     taken = []
     for port in (4200, 5000):
         listener = socket.socket()
