@@ -22,10 +22,12 @@ from m1.run.contract import StageContext, StageRequest, StageResult, Summary, lo
 from m1.run.registry import of_package
 from m1.run.resolve import resolve, resumed
 from m1.run.stage import Stage
+from m1.streams import make_readable
 
 
 def main(package: str, argv: list[str] | None = None) -> None:
     """Run the stage of a package; of several, the one that `--stage` names, by default the first."""
+    make_readable()
     records = of_package(package)
     try:
         if records[0].makes_data:

@@ -10,7 +10,9 @@ import traceback
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code, never a traceback."""
     from m1.errors import M1Error
+    from m1.streams import make_readable
 
+    make_readable()
     try:
         from m1.cli.app import app
 
@@ -39,7 +41,7 @@ def _keep() -> str:
         folder = paths.STATE / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        path.write_text(traceback.format_exc())
+        path.write_text(traceback.format_exc(), encoding="utf-8")
         return str(path)
     except OSError:
         return "they could not be written"

@@ -306,7 +306,7 @@ def _vocabulary(content: dict[str, Any]) -> dict[str, int]:
 
 def _json(file: Path, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{where}: {file.name} cannot be read: {error}", "Fetch the file again.") from error
     if not isinstance(content, dict):

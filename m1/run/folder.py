@@ -142,7 +142,7 @@ def _lines(run: Path, last_bytes: int | None = None) -> list[dict]:
 def read_interruption(run: Path, stage: str, since: float = 0.0) -> Checkpointed | None:
     """The error of an execution that SIGTERM ended after a checkpoint, at or after `since`; None if there is none."""
     try:
-        left = json.loads((run / INTERRUPTION).read_text())
+        left = json.loads((run / INTERRUPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if left["time"] < since:

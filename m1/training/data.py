@@ -70,7 +70,7 @@ def read_samples(file: Path, tokenizer: Tokenizer, longest: int) -> list[Sample]
     """
     if not file.is_file():
         raise UsageError(f"no samples at {file}", "Make them with the sft-data stage.")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
     responses = tokenizer.encode_batch([row["response"] for row in rows])
     samples = [Sample(p + r, len(p)) for p, r in zip(prompts, responses) if len(p) + len(r) <= longest]

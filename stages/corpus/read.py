@@ -119,7 +119,9 @@ def _files(source: FileSource, wanted: Callable[[str], bool]) -> Iterator[tuple[
 def _unpack_debian(source: DebianSource, archive: Path, folder: str) -> None:
     if shutil.which("dpkg") is None:
         raise M1Error(f"source {source.name}: dpkg is not on this machine", "Leave Debian sources out.")
-    done = subprocess.run(["dpkg", "-x", archive, folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["dpkg", "-x", archive, folder], capture_output=True, text=True, check=False, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise M1Error(f"source {source.name}: dpkg -x {archive} failed: {done.stderr.strip()}", "Remove the file.")
 

@@ -116,7 +116,7 @@ def write_config(folder: Path, model: Model, form: Form, rotary_base: float, ids
     """Write `config.json` and what reading it takes; `ids` are those of special tokens."""
     dtype = "bfloat16" if form.precision == "bf16" else "float32"
     if form.layout == MINIMAX_M1:
-        (folder / "configuration_minimax_m1.py").write_text(_CONFIGURATION)
+        (folder / "configuration_minimax_m1.py").write_text(_CONFIGURATION, encoding="utf-8")
         write_json(folder / "config.json", layouts.minimax_m1_config(model, rotary_base, dtype, **ids))
         return
     config = convert.transformers_config(model, rotary_base, architectures=["MiniMaxForCausalLM"], dtype=dtype, **ids)

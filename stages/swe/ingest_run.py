@@ -11,6 +11,7 @@ from pathlib import Path
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
+from m1.streams import make_readable
 from m1.tasks.swe import ingest, sources, validate
 from m1.tasks.swe.patches import Tree, apply_diff
 from m1.tasks.swe.reward import LIMITS
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
+    make_readable()
     try:
         made = _ingest(options)
     except M1Error as error:
@@ -117,8 +119,8 @@ def write_set(
             write_tests(place / f"{task.base}.json", ())
     out.mkdir(parents=True, exist_ok=True)
     write_environments(out, {name: environment.requirements for name, environment in spec.environments.items()})
-    (out / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rejected))
-    (out / "tasks.jsonl").write_text("".join(dump(task) + "\n" for task, _ in made))
+    (out / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rejected), encoding="utf-8")
+    (out / "tasks.jsonl").write_text("".join(dump(task) + "\n" for task, _ in made), encoding="utf-8")
 
 
 if __name__ == "__main__":

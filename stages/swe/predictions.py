@@ -16,6 +16,7 @@ from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
 from m1.files import write_json
+from m1.streams import make_readable
 from m1.tasks.swe.reward import LIMITS, End, Judgement, judge
 from m1.tasks.swe.tasks import SweTask, TaskSet
 
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--predictions", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="report, written as JSON")
     options = parser.parse_args(argv)
+    make_readable()
     try:
         report = in_sandbox(TaskSet(options.tasks), read_predictions(options.predictions))
     except M1Error as error:

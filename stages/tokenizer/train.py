@@ -104,7 +104,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     write_json(folder / "tokenizer_config.json", config)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def read_texts(documents: Path, max_bytes: float) -> Iterator[str]:

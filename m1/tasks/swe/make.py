@@ -79,7 +79,7 @@ def make_shard(
     """
     final, print_ = shard(out, origin.name), options.fingerprint(spec, origin)
     if (final / "summary.json").is_file():
-        summary = json.loads((final / "summary.json").read_text())
+        summary = json.loads((final / "summary.json").read_text(encoding="utf-8"))
         if summary["fingerprint"] != print_:
             raise UsageError(
                 f"{final} was made with other settings or other code", "Choose another --out, or remove that folder."
@@ -423,7 +423,7 @@ def table(out: Path, summaries: Sequence[dict[str, Any]]) -> str:
     total: Counter[str] = Counter()
     minutes = 0.0
     for s in summaries:
-        spent = json.loads((shard(out, s["source"]) / "timing.json").read_text())["seconds"] / 60
+        spent = json.loads((shard(out, s["source"]) / "timing.json").read_text(encoding="utf-8"))["seconds"] / 60
         minutes += spent
         total.update({"candidates": s["candidates"], "valid": s["valid"], **s["reasons"]})
         counts = [str(s["reasons"].get(reason, 0)) for reason in used]
