@@ -39,10 +39,12 @@ class Rows:
     Attributes:
         good: (place in the file, row).
         rejected: the others.
+        named: the file is an object whose names are the places.
     """
 
     good: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
+    named: bool = False
 
 
 def read_objects(path: Path) -> Rows:
@@ -51,8 +53,10 @@ def read_objects(path: Path) -> Rows:
     Raises:
         UsageError: the file cannot be read, is not in UTF-8, or no row of it can be read.
     """
-    rows = Rows()
-    for place, value in _values(path):
+    by_line = path.suffix in LINES
+    content = None if by_line else _whole(path)
+    rows = Rows(named=isinstance(content, dict))
+    for place, value in _by_line(path) if by_line else _parts(content, path):
         if isinstance(value, Reject):
             rows.rejected.append(value)
         else:
@@ -146,11 +150,12 @@ class _Twice(dict[str, Any]):
     name = ""
 
 
-def _values(path: Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
-    if path.suffix in LINES:
-        for number, value in objects(path):
-            yield f"{path.name}:{number}", value
-        return
+def _by_line(path: Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
+    for number, value in objects(path):
+        yield f"{path.name}:{number}", value
+
+
+def _whole(path: Path) -> list[Any] | dict[str, Any]:
     try:
         content = _load(_text(path))
     except ValueError as error:
@@ -159,6 +164,10 @@ def _values(path: Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
         raise UsageError(f"{path}: {shown(content.name)} is given twice", "Correct the file.")
     if not isinstance(content, (list, dict)):
         raise UsageError(f"{path}: expected a list of objects, found {shown(content)}", "Correct the file.")
+    return content
+
+
+def _parts(content: Any, path: Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
     named = content.items() if isinstance(content, dict) else ((f"{path.name}[{i}]", v) for i, v in enumerate(content))
     for place, value in named:
         yield place, _checked(value, place)
