@@ -19,8 +19,9 @@ ENVIRONMENT = {
 
 LINES = st.sampled_from(
     [b"a\n", b"b\n", b"c\n", b"\n", b"    x = 1\n", b"\xc3\xa9\r\n", b"+plus\n", b"-minus\n", b"@@ -1 +1 @@\n",
-     b"--- a/x\n", b"+++ b/x\n", b"diff --git a/x b/x\n", b"-- \n", b"From 0123456789012345678901234567890123456789 Mon\n", b"\r\n",
-     b"rename from x\n", b"\xe2\x80\xa8x\n", b"\xff\n", b"\\ No newline\n"]
+     b"--- a/x\n", b"+++ b/x\n", b"diff --git a/x b/x\n", b"-- \n",
+     b"From 0123456789012345678901234567890123456789 Mon\n",
+     b"\r\n", b"rename from x\n", b"\xe2\x80\xa8x\n", b"\xff\n", b"\\ No newline\n"]
 )  # fmt: skip
 CONTENT = st.builds(
     lambda lines, end: b"".join(lines) + end, st.lists(LINES, max_size=25), st.sampled_from([b"", b"end", b"end\r"])
