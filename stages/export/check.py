@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,12 @@ def weights(folder: Path, source: Source, model: Model, form: Form) -> int:
 
 def require(found: Comparison, tolerance: float) -> None:
     """Raise StageFailed unless every difference is within the tolerance (a NaN is not)."""
+    if not all(map(math.isfinite, (found.prefill, found.decode, found.greedy))):
+        raise StageFailed(
+            f"export: log-probabilities of the exported or the training model are not finite numbers over "
+            f"{found.tokens} tokens",
+            "Nothing was exported. Look at the losses of the runs before; export one from before they went.",
+        )
     # A chosen token may trail by the error of two log-probabilities, its own and that of the better one.
     limits = {"prefill": tolerance, "decode": tolerance, "greedy": 2 * tolerance}
     failed = [
