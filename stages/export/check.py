@@ -160,14 +160,15 @@ def weights(folder: Path, source: Source, model: Model, form: Form) -> int:
 
 def require(found: Comparison, tolerance: float) -> None:
     """Raise StageFailed unless every difference is within the tolerance (a NaN is not)."""
-    if not all(map(math.isfinite, (found.prefill, found.decode, found.greedy))):
-        raise StageFailed(
-            f"export: log-probabilities of the exported or the training model are not finite numbers over "
-            f"{found.tokens} tokens",
-            "Nothing was exported. Look at the losses of the runs before; export one from before they went.",
-        )
     # A chosen token may trail by the error of two log-probabilities, its own and that of the better one.
     limits = {"prefill": tolerance, "decode": tolerance, "greedy": 2 * tolerance}
+    unsaid = [f"{name} {getattr(found, name)}" for name in limits if not math.isfinite(getattr(found, name))]
+    if unsaid:
+        raise StageFailed(
+            f"export: log-probabilities of the exported or the training model are not finite numbers: "
+            f"{', '.join(unsaid)} over {found.tokens} tokens",
+            "Nothing was exported. Look at the losses of the runs before; export one from before they went.",
+        )
     failed = [
         f"{name} {getattr(found, name):.3g}" for name, limit in limits.items() if not getattr(found, name) <= limit
     ]
