@@ -17,8 +17,9 @@ from typing import Any
 
 from m1.data.corpus_spec import DebianSource, HubSource, LocalSource, PypiSource
 from m1.data.fetch import fetch
+from m1.data.hub import json_lines
 from m1.errors import M1Error, UsageError
-from m1.rows import LINES, Reject, objects
+from m1.rows import Reject, objects
 
 FileSource = PypiSource | DebianSource | LocalSource
 
@@ -119,11 +120,10 @@ def _rows(source: HubSource) -> Iterator[dict[str, Any] | Reject]:
 
     try:
         if Path(source.location).is_dir():
-            parts = datasets.load_dataset_builder(source.location, source.config).config.data_files or {}
-            files = [Path(str(file)) for file in parts.get(source.split, ())]
-            if files and all(file.suffix in LINES for file in files):
-                for file in files:
-                    yield from (row for _, row in objects(file))
+            files = json_lines(Path(source.location), source.config, source.split)
+            for file in files:
+                yield from (row for _, row in objects(file))
+            if files:
                 return
         yield from datasets.load_dataset(
             source.location, source.config, split=source.split, revision=source.revision, streaming=True

@@ -74,7 +74,7 @@ ENTRIES = [
             b"{outs: [{md5: a, path: b, size: c}]}",
             b"{outs: [{md5: a, path: b}], deps: [7]}",
             b"{outs: [{md5: a, path: b}], cmd: 7}",
-        )  # fmt: skip
+        )
     ),
 ]
 

@@ -219,6 +219,16 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(small: Small, tmp_path: P
         read_instances(str(tmp_path / "none.json"))
 
 
+def test_a_folder_of_json_lines_is_read_row_by_row(small: Small, tmp_path: Path) -> None:
+    lines = [b'{"problem_statement": "\\ud800"}', b"{", json.dumps(row(small, instance_id="good")).encode()]
+    (tmp_path / "test.jsonl").write_bytes(b"\n".join(lines))
+    told: list[str] = []
+    [read] = read_instances(str(tmp_path), reject=lambda name, reason: told.append(name))
+    assert read["instance_id"] == "good" and told == ["test.jsonl:1", "test.jsonl:2"]
+    with pytest.raises(UsageError, match="split"):
+        read_instances(str(tmp_path), split="nowhere")
+
+
 def test_no_set_is_made_where_no_row_is_left(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         ingested(small, tmp_path / "out", [row(small, base_commit="f" * 40)])

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from m1 import paths
+from m1.data.hub import json_lines
 from m1.errors import M1Error, UsageError
-from m1.rows import Reject, read_objects, require_any, shown
+from m1.rows import LINES, Reject, objects, read_objects, require_any, shown
 from m1.tasks.swe.github import PullRequest
 from m1.tasks.swe.patches import PatchError, Tree, apply_diff, make_diff
 from m1.tasks.swe.python_source import changed_locations
@@ -54,12 +55,10 @@ def read_instances(
     rejected: list[Reject] = []
     good: dict[str, dict[str, Any]] = {}
     path = Path(source) if Path(source).is_absolute() else paths.ROOT / source
-    if _is_one_file(path, source):
-        read = read_objects(path)
-        rejected, rows = read.rejected, read.good
-    else:
-        rows = _data_set(path, source, split, revision)
-    for place, row in rows:
+    for place, row in _rows(path, source, split, revision):
+        if isinstance(row, Reject):
+            rejected.append(row)
+            continue
         name = row.get("instance_id")
         named = name if isinstance(name, str) and name else place
         fault = _fault(row, tests_named) or (f"{shown(name)} is given twice" if named in good else "")
@@ -73,15 +72,15 @@ def read_instances(
     return list(good.values())
 
 
-def _is_one_file(path: Path, source: str) -> bool:
+def _rows(path: Path, source: str, split: str, revision: str | None) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
+    """(place, row) of every row of a source."""
     if path.is_file():
-        return True
-    if not path.exists() and (Path(source).suffix in (".json", ".jsonl", ".ndjson") or source.startswith(("/", "."))):
+        read = read_objects(path)
+        yield from ((each.id, each) for each in read.rejected)
+        yield from read.good
+        return
+    if not path.exists() and (Path(source).suffix in (".json", *LINES) or source.startswith(("/", "."))):
         raise UsageError(f"no file {path}", "Check the name.")
-    return False
-
-
-def _data_set(path: Path, source: str, split: str, revision: str | None) -> list[tuple[str, dict[str, Any]]]:
     if revision is None and not path.is_dir():
         raise UsageError(
             f"{source}: no such file, and a data set on the hub needs a revision", "Name the commit it is at."
@@ -89,8 +88,14 @@ def _data_set(path: Path, source: str, split: str, revision: str | None) -> list
     import datasets
 
     try:
-        loaded = datasets.load_dataset(str(path) if path.is_dir() else source, split=split, revision=revision)
-        return [(f"row {number}", dict(row)) for number, row in enumerate(loaded)]
+        files = json_lines(path, None, split) if path.is_dir() else []
+        for file in files:
+            yield from ((f"{file.name}:{number}", row) for number, row in objects(file))
+        if not files:
+            loaded = datasets.load_dataset(str(path) if path.is_dir() else source, split=split, revision=revision)
+            yield from ((f"row {number}", dict(row)) for number, row in enumerate(loaded))
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"data set {source}: {type(error).__name__}: {error}",
