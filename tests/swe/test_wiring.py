@@ -239,7 +239,7 @@ class Said:
             for ids, group in zip(prompts, seeds, strict=True)
         ]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode_chat(self, ids: Sequence[int]) -> str:
         return self.texts[ids[0]][ids[1]]
 
 
