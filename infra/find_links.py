@@ -13,7 +13,13 @@ import sys
 
 def find_links() -> list[str]:
     """Locations from PIP_FIND_LINKS and pip's configuration files, without duplicates."""
-    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ).stdout
     values = [os.environ.get("UV_FIND_LINKS", "").replace(",", " "), os.environ.get("PIP_FIND_LINKS", "")]
     for line in listing.splitlines():
         key, _, value = line.partition("=")

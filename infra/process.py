@@ -52,7 +52,7 @@ class ProcessRecord:
     def read(cls, path: Path) -> ProcessRecord | None:
         """The record in `path`, or None when there is none that can be read."""
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -140,7 +140,7 @@ def start_mark(pid: int) -> str:
     if not _boot():
         return f"{psutil.Process(pid).create_time():.0f}"
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise psutil.NoSuchProcess(pid) from error
     return f"{_boot()}:{fields[19]}"
@@ -176,7 +176,7 @@ def lock_file(path: Path, patience: float) -> Iterator[int | None]:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -202,7 +202,7 @@ def tree_memory(roots: list[int]) -> int:
 def _memory(pid: int) -> int:
     rollup = Path(f"/proc/{pid}/smaps_rollup")
     if rollup.exists():
-        for line in rollup.read_text().splitlines():
+        for line in rollup.read_text(encoding="utf-8").splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     return psutil.Process(pid).memory_info().rss

@@ -295,7 +295,7 @@ def _start_worker() -> None:
 def _spawn(name: str, command: list[str], settings: dict[str, str], **extra: Any) -> None:
     log = log_file(name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as output:  # one log per life of the service
+    with open(log, "w", encoding="utf-8") as output:  # one log per life of the service
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=paths.ROOT,
@@ -322,7 +322,7 @@ def _await_healthy(name: str) -> None:
             time.sleep(0.1)
         else:
             return
-        if attempt == 2 or "address already in use" not in log_file(name).read_text().lower():
+        if attempt == 2 or "address already in use" not in log_file(name).read_text(encoding="utf-8").lower():
             break
         _start_server(name)  # somebody took the port between our look and its start
     raise ServiceError(f"the {_TITLES[name]} ended while starting: {_tail(name)}", _see(name))
@@ -330,7 +330,11 @@ def _await_healthy(name: str) -> None:
 
 def _tail(name: str, lines: int = 4) -> str:
     try:
-        content = [line.strip() for line in log_file(name).read_text(errors="replace").splitlines() if line.strip()]
+        content = [
+            line.strip()
+            for line in log_file(name).read_text(errors="replace", encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except OSError:
         return "no log"
     return " | ".join(content[-lines:]) or "its log is empty"
@@ -405,10 +409,10 @@ def _apply_deployments(say: Callable[[str], None]) -> None:
     told = [str(paths.ROOT).encode(), *(source.read_bytes() for source in sources)]
     digest = hashlib.sha256(b"\0".join(told)).hexdigest()
     stamp = paths.STATE / "prefect" / "deployments.applied"
-    names = {entry["name"] for entry in yaml.safe_load(sources[0].read_text())["deployments"]}
+    names = {entry["name"] for entry in yaml.safe_load(sources[0].read_text(encoding="utf-8"))["deployments"]}
     with get_client(sync_client=True) as client:
         present = {deployment.name for deployment in client.read_deployments()}
-    if names <= present and stamp.exists() and stamp.read_text() == digest:
+    if names <= present and stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
         return
     say("applying the deployments of prefect.yaml")
     done = subprocess.run(
@@ -418,8 +422,10 @@ def _apply_deployments(say: Callable[[str], None]) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise ServiceError(f"prefect.yaml could not be applied: {' | '.join(lines[-4:])}", "Correct prefect.yaml.")
-    stamp.write_text(digest)
+    stamp.write_text(digest, encoding="utf-8")

@@ -24,10 +24,12 @@ from m1.run.contract import StageContext, StageRequest, StageResult, Summary, fi
 from m1.run.registry import of_package
 from m1.run.resolve import resolve, resumed
 from m1.run.stage import Stage
+from m1.streams import make_readable
 
 
 def main(package: str, argv: list[str] | None = None) -> None:
     """Run the stage of a package; of several, the one that `--stage` names, by default the first."""
+    make_readable()
     records = of_package(package)
     forget_outer_run(is_rank="--request" in (sys.argv if argv is None else argv))
     try:

@@ -36,13 +36,15 @@ def descendants(root: int) -> list[int]:
 
 def _parents() -> list[tuple[int, int]]:
     if not os.path.isdir("/proc/self"):
-        listing = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True).stdout
+        listing = subprocess.run(
+            ["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, encoding="utf-8", errors="replace"
+        ).stdout
         return [(int(pid), int(parent)) for pid, parent in (line.split() for line in listing.splitlines())]
     pairs = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                with open(f"/proc/{name}/stat") as file:
+                with open(f"/proc/{name}/stat", encoding="utf-8") as file:
                     state, parent = file.read().rpartition(")")[2].split()[:2]
             except OSError:
                 continue

@@ -167,7 +167,7 @@ def _measure(run: Callable[[], None], device: str) -> tuple[float, float]:
     try:
         # Give freed memory back first, or the allocator would hide what the call needs.
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = _status("VmRSS")
         return _seconds(run, device), _status("VmHWM") - before
     except (OSError, AttributeError):
@@ -175,7 +175,7 @@ def _measure(run: Callable[[], None], device: str) -> tuple[float, float]:
 
 
 def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"no {field} in /proc/self/status")

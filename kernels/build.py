@@ -77,7 +77,9 @@ def _compile(compiler: list[str], target: Path) -> None:
     try:
         for flags in FLAG_SETS:
             command = [*compiler, *flags, *map(str, SOURCES), "-o", temporary]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=BUILD_SECONDS, encoding="utf-8", errors="replace"
+            )
             if result.returncode == 0:
                 os.replace(temporary, target)
                 return

@@ -100,7 +100,7 @@ def read_rows(path: Path, hint: str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}:{number} is damaged: {error}", hint) from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}:{number} is damaged: not a JSON object", hint)

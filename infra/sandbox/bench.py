@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         for path, content in FILES.items():
             (Path(folder) / path).parent.mkdir(exist_ok=True)
-            (Path(folder) / path).write_text(str(content))
+            (Path(folder) / path).write_text(str(content), encoding="utf-8")
         _test(warm)
         pairs = _in_turn(repeats, lambda: _rate(warm, jobs), lambda: _rate(cold, jobs))
         _report("short test run, 2 workers", "throughput", "jobs/s", pairs, "container per job", larger=True)

@@ -56,7 +56,7 @@ def check_sandbox(image: str | None = None, runtime: str | None = None) -> tuple
 def _limits(known: dict[str, bool]) -> list[Row]:
     missing = [name for name, there in known.items() if not there]
     # Without swap accounting the kernel still holds memory; a machine with swap could exceed it there.
-    harmless = set(missing) <= {"swap"} and len(Path("/proc/swaps").read_text().splitlines()) <= 1
+    harmless = set(missing) <= {"swap"} and len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) <= 1
     state = "ok" if not missing else "note" if harmless else "bad"
     return [("limits", state, "the kernel does not limit " + ", ".join(missing) if missing else ", ".join(known))]
 

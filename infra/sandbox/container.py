@@ -262,7 +262,7 @@ def _programs() -> tuple[str, str, str]:
     """Sources of keeper, launcher and test run."""
     folder = Path(__file__).parent / "inside"
     wire, keeper, launcher, tests = (
-        (folder / f"{name}.py").read_text() for name in ("wire", "keeper", "launcher", "tests")
+        (folder / f"{name}.py").read_text(encoding="utf-8") for name in ("wire", "keeper", "launcher", "tests")
     )
     return f"{wire}\n{keeper}", f"{wire}\n{launcher}", tests
 

@@ -216,7 +216,9 @@ def _debootstrap(out: IO[bytes], mirror: str) -> None:
     with tempfile.TemporaryDirectory(prefix="m1-base-") as folder:
         root = f"{folder}/root"
         command = [program, "--variant=minbase", f"--include={INCLUDE}", SUITE, root, mirror]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+        )
         if done.returncode != 0:
             last = " ".join(done.stdout.strip().splitlines()[-2:])
             raise ServiceError(f"debootstrap failed: {last}", "Run it as root, with --mirror for another mirror.")
@@ -269,7 +271,9 @@ def _shared_libraries(objects: list[Path]) -> set[str]:
     """Absolute paths, as the loader looks for them, of all libraries that `objects` need."""
     found: set[str] = set()
     for path in objects:
-        listing = subprocess.run(["ldd", str(path)], capture_output=True, text=True).stdout
+        listing = subprocess.run(
+            ["ldd", str(path)], capture_output=True, text=True, encoding="utf-8", errors="replace"
+        ).stdout
         found |= set(re.findall(r"(/\S+) \(0x", listing))
     return found
 
@@ -344,7 +348,7 @@ def _install(requirements: list[str], version: str, folder: str) -> tuple[list[s
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
         command += ["--only-binary=:all:", f"--python-version={version}", "--implementation=cp"]
         command += ["--target", target, *sorted(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if done.returncode != 0:
             last = " ".join(done.stderr.strip().splitlines()[-2:])
             raise ServiceError(f"pip could not get {' '.join(requirements)}: {last}", "Only wheels are taken.")
@@ -357,7 +361,9 @@ def _install(requirements: list[str], version: str, folder: str) -> tuple[list[s
 
 def _names(target: Path) -> Iterator[str]:
     for metadata in target.glob("*.dist-info/METADATA"):
-        fields = dict(re.findall(r"^(Name|Version): (\S+)$", metadata.read_text(errors="replace"), re.M))
+        fields = dict(
+            re.findall(r"^(Name|Version): (\S+)$", metadata.read_text(errors="replace", encoding="utf-8"), re.M)
+        )
         yield f"{fields['Name']}=={fields['Version']}"
 
 

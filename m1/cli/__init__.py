@@ -12,8 +12,10 @@ def main() -> None:
     """Entry point: errors become one line on stderr and an exit code, never a traceback."""
     from m1.environment import forget_outer_run
     from m1.errors import M1Error
+    from m1.streams import make_readable
 
     forget_outer_run()
+    make_readable()
     try:
         _refuse_another_checkout()
         from m1.cli.app import app

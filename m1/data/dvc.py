@@ -64,10 +64,10 @@ def ensure_profile(profile_name: str) -> bool:
     names = _names(content)
     if profile_name in names:
         return False
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     addition = yaml.safe_dump({"profiles": [*names, profile_name]}, default_flow_style=None, width=100)
     rest = {key: value for key, value in content.items() if key != "profiles"}
-    comments = [line for line in text.splitlines() if line.startswith("#")]
+    comments = [line for line in text.split("\n") if line.startswith("#")]
     lines = [*comments, addition.rstrip("\n"), *([yaml.safe_dump(rest).rstrip("\n")] if rest else [])]
     write_text(path, "\n".join(lines) + "\n")
     return True

@@ -118,7 +118,9 @@ def _download_debian(source: DebianSource, folder: Path) -> Path:
     """Download a .deb to `folder` with apt-get; needs Debian or Ubuntu, not root."""
     command = ["apt-get", "download", f"{source.package}={source.version}"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, encoding="utf-8", errors="replace"
+        )
     except FileNotFoundError as error:
         raise M1Error(f"source {source.name}: apt-get is not on this machine", "Leave Debian sources out.") from error
     archives = list(folder.glob("*.deb"))

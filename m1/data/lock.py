@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
@@ -12,6 +13,8 @@ from m1 import paths
 from m1.errors import UsageError
 
 NAME = "dvc.lock"
+_OUT = "Restore it with git, or run `dvc repro`."
+_MAX_DEPTH = 40
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,16 @@ def entry(stage: str, profile_name: str) -> LockEntry | None:
         UsageError: the file cannot be read.
     """
     name = f"{stage}@{profile_name}"
-    found = _stages().get(name)
+    try:
+        return _entry(name, _stages().get(name))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{paths.ROOT / NAME}: what it says of {name} is not what DVC writes ({type(error).__name__}: {error})",
+            _OUT,
+        ) from error
+
+
+def _entry(name: str, found: dict[str, Any] | None) -> LockEntry | None:
     outs = (found or {}).get("outs") or []
     if not found or not outs or not outs[0].get("md5"):
         return None
@@ -74,12 +86,25 @@ def _stages() -> dict:
         return _parsed(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be read: {text}", "Restore it with git, or run `dvc repro`.") from error
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError, OverflowError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UsageError(f"{path} cannot be read: {text}", _OUT) from error
 
 
 @functools.lru_cache(maxsize=4)
 def _parsed(content: bytes) -> dict:
-    """A plan asks some forty times."""
-    return (yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}).get("stages") or {}
+    """A plan asks some forty times.
+
+    Raises:
+        ValueError: it is nested deeper than DVC writes, or has aliases, of which a few lines can make any amount.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(content, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep, or an alias")
+    stages = (yaml.load(content, loader) or {}).get("stages") or {}
+    if not isinstance(stages, dict):
+        raise ValueError("its stages are no mapping")
+    return stages

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from m1.config.model import Model
 from m1.errors import UsageError
+from m1.formats import vocabulary
 from m1.formats.layouts import (
     FACTORS,
     FIELDS,
@@ -21,6 +23,7 @@ from m1.formats.layouts import (
     rotary_dim,
     unrepresentable,
 )
+from m1.rows import parse, read_json, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -73,7 +76,7 @@ def inspect(folder: Path, model: Model, tokenizer: Path | None = None) -> Base:
     config = _json(folder / "config.json", where)
     layout = _layout(config, where)
     faults, notes = compare(config, layout, model)
-    if tokenizer is not None and (fault := _other_vocabulary(folder, tokenizer)):
+    if tokenizer is not None and (fault := vocabulary.difference(folder, tokenizer)):
         faults.append(fault)
     if faults:
         raise UsageError(
@@ -98,16 +101,41 @@ def open_folder(folder: Path) -> Base:
     """
     where = f"pretrain.init_from={folder}"
     layout = _layout(_json(folder / "config.json", where), where)
-    files = _weight_files(folder, where)
+    files, placed = _weight_files(folder, where)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     if (folder / INDEX).is_file():
         digest.update((folder / INDEX).read_bytes())
     tensors: dict[str, Stored] = {}
+    unnamed: dict[str, str] = {}
     for file in files:
         header, found = _header(file, where)
         digest.update(f"{file.name} {file.stat().st_size} ".encode() + hashlib.sha256(header).digest())
-        tensors |= {name: stored for name, stored in found.items() if not name.endswith(COMPUTED)}
+        if placed is None:
+            tensors |= found
+        else:
+            tensors |= {name: stored for name, stored in found.items() if placed.get(name) == file.name}
+            unnamed |= {name: file.name for name in found.keys() - placed.keys()}
+    if placed is not None:
+        _check_index(where, placed, tensors, unnamed)
+    if not tensors:
+        raise UsageError(f"{where}: {files[0].name} holds no tensor", "Fetch the folder again.")
+    tensors = {name: stored for name, stored in tensors.items() if not name.endswith(COMPUTED)}
     return Base(folder, layout, tensors, digest.hexdigest())
+
+
+def _check_index(
+    where: str, placed: Mapping[str, str], tensors: Mapping[str, Stored], unnamed: Mapping[str, str]
+) -> None:
+    """Every tensor is in the file that the index names, and the index names every tensor.
+
+    Raises:
+        UsageError: a tensor is elsewhere or nowhere, or not in the index.
+    """
+    faults = [f"{name} is not in {file}, where {INDEX} puts it" for name, file in placed.items() if name not in tensors]
+    faults += [f"{name} in {file} is not in {INDEX}" for name, file in unnamed.items() if not name.endswith(COMPUTED)]
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UsageError(f"{where}: {'; '.join(faults[:3])}{more}", "Fetch the index and the weights of one revision.")
 
 
 def compare(config: dict[str, Any], layout: str, model: Model) -> tuple[list[str], list[str]]:
@@ -238,16 +266,15 @@ def _layout(config: dict[str, Any], where: str) -> str:
     return found.pop()
 
 
-def _weight_files(folder: Path, where: str) -> list[Path]:
-    """The safetensors files of a folder, by its index where it has one."""
-    if (folder / INDEX).is_file():
-        placed = _json(folder / INDEX, where).get("weight_map", {})
-        names = sorted(set(placed.values()))
-        foreign = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-        if foreign or not names:
-            raise UsageError(f"{where}: {INDEX} names {foreign or 'no files'}", "Fetch the folder again.")
-    else:
-        names = [SINGLE]
+def _weight_files(folder: Path, where: str) -> tuple[list[Path], dict[str, str] | None]:
+    """The safetensors files of a folder; where it has an index, those it names, and the file of every tensor."""
+    placed = _index(folder, where) if (folder / INDEX).is_file() else None
+    names = [SINGLE] if placed is None else sorted(set(placed.values()))
+    if SINGLE not in names and (folder / SINGLE).is_file():
+        raise UsageError(
+            f"{where}: {SINGLE} is there and {INDEX}, which names other files; programs differ in which they read",
+            "Remove the one that is not the model's.",
+        )
     if not (folder / names[0]).is_file() and len(names) == 1 and (found := _pickled(folder)):
         raise UsageError(
             f"{where}: weights are pickled ({found}); reading them could run any program",
@@ -257,7 +284,19 @@ def _weight_files(folder: Path, where: str) -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{where}: not there: {', '.join(missing[:5])}", "Fetch the folder again, completely.")
-    return [folder / name for name in names]
+    return [folder / name for name in names], placed
+
+
+def _index(folder: Path, where: str) -> dict[str, str]:
+    """Tensor -> name of its file, as the index says."""
+    placed = _json(folder / INDEX, where).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        found = "an empty weight_map" if placed == {} else f"weight_map={shown(placed)}"
+        raise UsageError(f"{where}: {INDEX} has {found}, so it names no files", "Fetch the folder again.")
+    for name in placed.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UsageError(f"{where}: {INDEX} names {shown(name)}", "Fetch the folder again.")
+    return placed
 
 
 def _pickled(folder: Path) -> str:
@@ -271,44 +310,30 @@ def _header(file: Path, where: str) -> tuple[bytes, dict[str, Stored]]:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length <= _MAX_HEADER else b""
     try:
-        content = json.loads(header)
+        content = parse(header.decode("utf-8"))
         content.pop("__metadata__", None)
-        found = {name: Stored(file, entry["dtype"], tuple(entry["shape"])) for name, entry in content.items()}
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        found = {name: Stored(file, str(entry["dtype"]), _shape(entry["shape"])) for name, entry in content.items()}
+        parts = sorted(_shape(entry["data_offsets"]) for entry in content.values())
+        ends = [0, *(end for _, end in parts)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged from error
-    if file.stat().st_size != 8 + length + end:
+    # The parts stand one after the other and fill the file.
+    if file.stat().st_size != 8 + length + ends[-1] or [begin for begin, _ in parts] != ends[:-1]:
         raise damaged
     return header, found
 
 
-def _other_vocabulary(folder: Path, tokenizer: Path) -> str:
-    """How the tokens of two tokenizers differ; empty if they do not, or if either names none."""
-    theirs, ours = folder / "tokenizer.json", tokenizer / "tokenizer.json"
-    if not theirs.is_file() or not ours.is_file():
-        return ""
-    where = f"pretrain.init_from={folder}"
-    found, wanted = _vocabulary(_json(theirs, where)), _vocabulary(_json(ours, where))
-    other = sorted(token for token in found.keys() | wanted.keys() if found.get(token) != wanted.get(token))
-    if not other:
-        return ""
-    return (
-        f"its tokenizer gives {len(other)} tokens other numbers than {tokenizer} (such as {other[0]!r}), by which "
-        "the profile's data is made"
-    )
-
-
-def _vocabulary(content: dict[str, Any]) -> dict[str, int]:
-    vocabulary = (content.get("model") or {}).get("vocab")
-    added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
-    return {**(vocabulary if isinstance(vocabulary, dict) else {}), **added}
+def _shape(numbers: Any) -> tuple[int, ...]:
+    if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("not a list of sizes")
+    return tuple(numbers)
 
 
 def _json(file: Path, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{where}: {file.name} cannot be read: {error}", "Fetch the file again.") from error
+        content = read_json(file)
+    except UsageError as error:
+        raise UsageError(f"{where}: {file.name} cannot be read: {error.what}", "Fetch the file again.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{where}: {file.name} is not a JSON object", "Fetch the file again.")
     return content

@@ -105,7 +105,7 @@ def _table_of_contents(folder: Path) -> Any:
 def _state(folder: Path) -> dict[str, Any]:
     if not (folder / "state.json").is_file():
         raise UsageError(f"{folder} is not a checkpoint: no state.json", "Name another, or rerun its stage.")
-    return json.loads((folder / "state.json").read_text())
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def _key(name: str) -> tuple[str, int | None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m1.config.rl import Repetition
+from m1.errors import M1Error
 from m1.model.hybrid import HybridModel
 from m1.rollout.decoder import Cache, Decoder
 from m1.rollout.engine import Rollout, Sampling
@@ -196,8 +197,17 @@ def _prefill(
 def _advance(
     row: _Row, token: int, logprob: float, eos_id: int, max_new_tokens: int, repetition: Repetition | None
 ) -> bool:
-    """Record a sampled token; whether the row has ended."""
+    """Record a sampled token; whether the row has ended.
+
+    Raises:
+        M1Error: the model's logits are not finite.
+    """
     rollout = row.rollout
+    if not math.isfinite(logprob):
+        raise M1Error(
+            f"the model's logits are not finite numbers after {len(rollout.tokens)} tokens of a response",
+            "Its weights have gone: look at loss and gradient norm of this run and the one it starts from.",
+        )
     rollout.tokens.append(token)
     rollout.logprobs.append(logprob)
     if token == eos_id:

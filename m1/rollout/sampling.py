@@ -21,7 +21,7 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_p:
         uniforms: float32 (batch,) in [0, 1).
 
     Returns:
-        int64 tokens (batch,) and their float32 log-probabilities under softmax(logits).
+        int64 tokens (batch,) and their float32 log-probabilities under softmax(logits); NaN where logits are none.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     scaled = logprobs if temperature == 1.0 else torch.log_softmax(logits / temperature, dim=-1)
@@ -49,4 +49,5 @@ def _invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     target = uniforms[:, None] * cumulative[:, -1:]
     # Rounding may put the target at the total itself: step back to the last entry that has any mass.
     target = torch.minimum(target, torch.nextafter(cumulative[:, -1:], torch.zeros_like(target)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    # Where probabilities are NaN nothing is found; the token is then none, and its log-probability says so.
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=probabilities.shape[1] - 1)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from m1 import paths
 from m1.config.reading import describe
 from m1.errors import Checkpointed, UsageError
-from m1.files import read_lines, write_rows, write_text
+from m1.files import write_rows, write_text
+from m1.rows import read_json
 
 #: Written last: a run folder with it is complete.
 RESULT = "result.json"
@@ -98,10 +100,19 @@ def read_metrics(run: Path) -> list[MetricsLine]:
     """Metrics lines of a run folder in order of step, the last of each (step, set of names)."""
     lines: dict[tuple[int, tuple[str, ...]], MetricsLine] = {}
     for content in _lines(run):
-        if "metrics" in content:
-            line = MetricsLine(content["step"], content["metrics"])
+        if (line := _metrics_line(content)) is not None:
             lines[line_key(line.step, line.metrics)] = line
     return [lines[key] for key in sorted(lines)]
+
+
+def _metrics_line(content: dict[str, Any]) -> MetricsLine | None:
+    """None for a line of another kind, or one that no stage wrote."""
+    step, metrics = content.get("step"), content.get("metrics")
+    if type(step) is not int or not isinstance(metrics, dict):
+        return None
+    if not all(type(value) in (int, float) for value in metrics.values()):
+        return None
+    return MetricsLine(step, metrics)
 
 
 def line_key(step: int, metrics: Mapping[str, float]) -> tuple[int, tuple[str, ...]]:
@@ -111,10 +122,11 @@ def line_key(step: int, metrics: Mapping[str, float]) -> tuple[int, tuple[str, .
 
 def drop_metrics_after(run: Path, step: int) -> list[MetricsLine]:
     """Take back the metrics of later steps, and a line that a kill has cut; returns what is left."""
-    kept = [line for line in _lines(run) if "metrics" in line and line["step"] <= step]
+    lines = ((content, _metrics_line(content)) for content in _lines(run))
+    kept = [(content, line) for content, line in lines if line is not None and line.step <= step]
     if (run / METRICS).is_file():
-        write_rows(run / METRICS, kept)
-    return [MetricsLine(line["step"], line["metrics"]) for line in kept]
+        write_rows(run / METRICS, [content for content, _ in kept])
+    return [line for _, line in kept]
 
 
 def series(lines: Sequence[MetricsLine], name: str) -> tuple[list[float], list[float]]:
@@ -126,29 +138,29 @@ def series(lines: Sequence[MetricsLine], name: str) -> tuple[list[float], list[f
 def read_progress(run: Path) -> Progress | None:
     """The last progress line of a run folder, None before there is one."""
     for content in reversed(_lines(run, last_bytes=20_000)):
-        if "progress" in content:
-            progress = content["progress"]
-            return Progress(100.0 * progress["done"] / max(progress["total"], 1e-9), progress["text"])
+        progress = content.get("progress")
+        with contextlib.suppress(TypeError, KeyError, ValueError, OverflowError):  # a line that no stage wrote
+            if progress is not None:
+                percent = 100.0 * float(progress["done"]) / max(float(progress["total"]), 1e-9)
+                return Progress(percent, str(progress["text"]))
     return None
 
 
-def _lines(run: Path, last_bytes: int | None = None) -> list[dict]:
-    """JSON objects of `metrics.jsonl`; a line cut by a kill, or by `last_bytes`, is left out."""
+def _lines(run: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """JSON objects of `metrics.jsonl`; a line cut by a kill or by `last_bytes`, or damaged by a disk, is left out."""
     path = run / METRICS
     try:
-        if last_bytes is None:
-            texts = read_lines(path)
-        else:
-            with open(path, "rb") as file:
+        with open(path, "rb") as file:
+            if last_bytes is not None:
                 file.seek(max(0, path.stat().st_size - last_bytes))
-                texts = file.read().decode(errors="replace").split("\n")
+            texts = file.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return []
     found = []
     for text in texts:
         try:
             content = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(content, dict):
             found.append(content)
@@ -158,12 +170,12 @@ def _lines(run: Path, last_bytes: int | None = None) -> list[dict]:
 def read_interruption(run: Path, stage: str, since: float = 0.0) -> Checkpointed | None:
     """The error of an execution that SIGTERM ended after a checkpoint, at or after `since`; None if there is none."""
     try:
-        left = json.loads((run / INTERRUPTION).read_text())
-    except (OSError, ValueError):
+        left = read_json(run / INTERRUPTION)
+        if float(left["time"]) < since:
+            return None
+        return Checkpointed.after(stage, int(left["step"]), run / str(left["checkpoint"]))
+    except (UsageError, KeyError, TypeError, ValueError):  # none, or one that no stage wrote
         return None
-    if left["time"] < since:
-        return None
-    return Checkpointed.after(stage, left["step"], run / left["checkpoint"])
 
 
 def no_checkpoint(run: Path) -> UsageError:

@@ -234,7 +234,7 @@ def _notes(stage_name: str, profile_name: str) -> Path:
 
 def _known(stage_name: str, profile_name: str) -> dict[str, dict[str, JsonValue]]:
     try:
-        content = json.loads(_notes(stage_name, profile_name).read_text())
+        content = json.loads(_notes(stage_name, profile_name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

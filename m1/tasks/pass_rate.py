@@ -99,7 +99,7 @@ def evaluate_prompts(
     mine = share_of_rank(prompts)
     seeds = [[row_seed(seed, prompt.row.id, i) for i in range(samples)] for prompt in mine]
     responses = engine.generate([prompt.tokens for prompt in mine], seeds, sampling, stop)
-    texts = [[tokenizer.decode(rollout.tokens) for rollout in rollouts] for rollouts in responses]
+    texts = [[tokenizer.decode_chat(rollout.tokens) for rollout in rollouts] for rollouts in responses]
     asked = [(prompt.row, text) for prompt, group in zip(mine, texts, strict=True) for text in group]
     verdicts = iter(pool.judge.judge(asked, stop))
     answered = [

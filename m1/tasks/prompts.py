@@ -39,7 +39,7 @@ def read_rows(file: Path, hint: str = "Run the stage that makes it again.") -> l
 
 def tokenised(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int | None = None) -> list[Prompt]:
     """Prompts of these rows, without those longer than `max_length` tokens."""
-    encoded = tokenizer.encode_batch([row.prompt for row in rows])
+    encoded = tokenizer.encode_chats([row.prompt for row in rows])
     pairs = zip(rows, encoded, strict=True)
     return [Prompt(row, ids) for row, ids in pairs if max_length is None or len(ids) <= max_length]
 

@@ -62,7 +62,7 @@ def summary(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UsageError(f"{file} is damaged ({error})", f"Remove {folder} and rerun its stage.") from error
     return content if isinstance(content, dict) else {}
@@ -109,7 +109,15 @@ def git_revision() -> Revision:
         # The checkout may be another user's, in a container for example; only its state is read.
         command = ["git", "-c", f"safe.directory={paths.ROOT}", "-c", "core.fsmonitor=false", "-C", str(paths.ROOT)]
         try:
-            done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30, check=False)
+            done = subprocess.run(
+                [*command, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+                encoding="utf-8",
+                errors="replace",
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

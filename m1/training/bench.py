@@ -92,7 +92,7 @@ class Side:
     def __init__(self, task: Task, folder: Path) -> None:
         self.task, self.way = task, Way(**task.way)
         file = folder / f"{task.side}-{time.monotonic_ns()}.json"
-        file.write_text(json.dumps(asdict(task)))
+        file.write_text(json.dumps(asdict(task)), encoding="utf-8")
         port = _free_port()
         self.workers = []
         for rank in range(self.way.ranks):
@@ -113,7 +113,14 @@ class Side:
             command = [sys.executable, "-m", "m1.training.bench_worker", str(file)]
             self.workers.append(
                 subprocess.Popen(
-                    command, env=environment, cwd=paths.ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                    command,
+                    env=environment,
+                    cwd=paths.ROOT,
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    encoding="utf-8",
+                    errors="replace",
                 )
             )
 

@@ -225,7 +225,7 @@ def draw(task: Task, way: Way, rank: int, step: int) -> Tensor:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing that a library prints may come between the answers
-    task = Task(**json.loads(Path(sys.argv[1]).read_text()))
+    task = Task(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     way, rank = Way(**task.way), int(os.environ["RANK"])
     os.sched_setaffinity(0, task.cores)
     runner: Any = Ours(task, way) if task.side == "ours" else Transformers(task, way)

@@ -141,7 +141,7 @@ def load(folder: Path, model: Any, optimizer: Any | None, *, verified: bool = Fa
 
     if not verified:
         verify(folder)
-    state = json.loads((folder / STATE).read_text())
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     _require_same_model(folder, state, model)
     with _quiet():
         loaded = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(folder))
@@ -224,7 +224,7 @@ def damage(folder: Path) -> str | None:
 def _fault(folder: Path, rank: int, ranks: int) -> str | None:
     """What is wrong with every `ranks`-th file, the largest first."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         names = sorted(files, key=lambda name: (-files[name]["bytes"], name))
         for name in names[rank::ranks]:
             expected, file = files[name], folder / name
@@ -295,7 +295,7 @@ def _complete(unfinished: Path, folder: Path) -> None:
             return
         files: dict[str, dict[str, Any]] = {}
         for part in sorted(unfinished.glob("hashes_*.json")):
-            files |= json.loads(part.read_text())
+            files |= json.loads(part.read_text(encoding="utf-8"))
             part.unlink()
         for file in sorted(path for path in unfinished.rglob("*") if path.is_file()):
             name = str(file.relative_to(unfinished))

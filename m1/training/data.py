@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m1.errors import UsageError
+from m1.files import read_rows
 from m1.tokenizer import Tokenizer
 from m1.training.batch import Batch, packed_batch, padded_batch
 
@@ -66,13 +66,16 @@ def read_samples(file: Path, tokenizer: Tokenizer, longest: int) -> list[Sample]
     """Prompt + response pairs of a JSON-lines file, those of at most `longest` tokens.
 
     Raises:
-        UsageError: the file is missing, or no sample fits.
+        UsageError: the file is missing or damaged, or no sample fits.
     """
     if not file.is_file():
         raise UsageError(f"no samples at {file}", "Make them with the sft-data stage.")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
-    responses = tokenizer.encode_batch([row["response"] for row in rows])
+    rows = read_rows(file, "Make it again with the sft-data stage.")
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str)):
+            raise UsageError(f"{file}:{number} has no prompt or no response", "Make it again with the sft-data stage.")
+    prompts = tokenizer.encode_chats([row["prompt"] for row in rows])
+    responses = tokenizer.encode_chats([row["response"] for row in rows])
     samples = [Sample(p + r, len(p)) for p, r in zip(prompts, responses) if len(p) + len(r) <= longest]
     if not samples:
         raise UsageError(f"every sample of {file} is longer than {longest} tokens", "Raise sft.sequence_length.")

@@ -14,8 +14,8 @@ from m1.data.corpus_spec import CorpusSpec, Filters, HubSource, Source
 from m1.errors import UsageError
 from stages.corpus import filters, mixture
 from stages.corpus.dedup import find_duplicates
-from stages.corpus.extract import extract
-from stages.corpus.read import Files, read_files, read_rows
+from stages.corpus.extract import Unreadable, extract
+from stages.corpus.read import Files, Unusable, read_files, read_rows
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _write_licences(files: dict[str, Files], folder: Path) -> None:
 
 def _clean(
     source: Source,
-    raw: Iterable[tuple[str, bytes]],
+    raw: Iterable[tuple[str, bytes | Unusable]],
     spec: CorpusSpec,
     enough: float,
     seed: int,
@@ -118,12 +118,14 @@ def _clean(
         if size >= enough:
             continue
         tally.documents_read += 1
-        tally.bytes_read += len(content)
-        try:
-            text = extract(content, source.format, source.boilerplate)
-            reason = filters.rejection(text, checks)
-        except ValueError as error:
-            text, reason = "", str(error)
+        text, reason = "", content.reason if isinstance(content, Unusable) else None
+        if not isinstance(content, Unusable):
+            tally.bytes_read += len(content)
+            try:
+                text = extract(content, source.format, source.boilerplate)
+                reason = filters.rejection(text, checks)
+            except Unreadable as error:
+                text, reason = "", str(error)
         document = Document(f"{source.name}/{path}", source, text)
         if reason is None:
             documents.append(document)

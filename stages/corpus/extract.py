@@ -11,6 +11,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,10 @@ _CONTROL = {c: None for c in range(32) if chr(c) not in "\n\t"} | {c: None for c
 _CONTROL |= {c: None for c in (0xFEFF, 0x200B, 0x2060, 0x00AD)}  # byte order mark, zero-width characters, soft hyphen
 
 
+class Unreadable(ValueError):
+    """A document cannot be read in its format; the message is the reason for rejecting it, one word."""
+
+
 def extract(content: bytes, format: Format, boilerplate: Sequence[str] = ()) -> str:
     """Clean text of a file; empty if it holds none.
 
@@ -27,15 +32,20 @@ def extract(content: bytes, format: Format, boilerplate: Sequence[str] = ()) -> 
         boilerplate: regular expressions whose matches are removed before anything else (`^` and `$` match at lines).
 
     Raises:
-        ValueError: the file cannot be read as this format; the message is the reason for rejecting it.
+        Unreadable: the file cannot be read as this format.
     """
     try:
         text = normalise(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise ValueError("not_utf8") from None
+        raise Unreadable("not_utf8") from None
     for pattern in boilerplate:
         text = re.sub(pattern, "", text, flags=re.MULTILINE)
-    return squeeze(_FORMATS[format](text))
+    found = squeeze(_FORMATS[format](text))
+    try:
+        found.encode()  # escapes in code and YAML can spell what UTF-8 cannot hold
+    except UnicodeEncodeError:
+        raise Unreadable("lone_surrogate") from None
+    return found
 
 
 def normalise(text: str) -> str:
@@ -184,14 +194,14 @@ def docstrings(text: str) -> str:
     """Documentation strings of a Python file in the order of the file, each under the name of what it documents.
 
     Raises:
-        ValueError: the file is not Python.
+        Unreadable: the file is not Python.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about other people's escape sequences
             tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        raise ValueError("not_python") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise Unreadable("not_python") from None
     parts = []
     for node in ast.walk(tree):
         if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -206,17 +216,24 @@ def docstrings(text: str) -> str:
 # --- conversations ---
 
 
+class _WithoutAliases(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
 def conversations(text: str) -> str:
     """A YAML file with `conversations`, each a list of turns: one paragraph per conversation, one line per turn.
 
     Raises:
-        ValueError: the file has another shape.
+        Unreadable: the file has another shape, or aliases, of which a few lines can make any amount of text.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _WithoutAliases)
         turns = [[str(turn).strip() for turn in conversation] for conversation in content["conversations"]]
-    except (yaml.YAMLError, TypeError, KeyError):
-        raise ValueError("not_conversations") from None
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError, OverflowError):
+        raise Unreadable("not_conversations") from None
     return "\n\n".join("\n".join(conversation) for conversation in turns)
 
 

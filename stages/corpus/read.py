@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shutil
 import subprocess
@@ -12,10 +13,13 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from m1.data.corpus_spec import DebianSource, HubSource, LocalSource, PypiSource
 from m1.data.fetch import fetch
+from m1.data.hub import json_lines
 from m1.errors import M1Error, UsageError
+from m1.rows import Reject, objects
 
 FileSource = PypiSource | DebianSource | LocalSource
 
@@ -26,6 +30,13 @@ class Files:
 
     texts: dict[str, bytes]
     licences: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A document that cannot be read, and why."""
+
+    reason: str
 
 
 def read_files(sources: Sequence[FileSource]) -> dict[str, Files]:
@@ -43,7 +54,8 @@ def read_files(sources: Sequence[FileSource]) -> dict[str, Files]:
         for path, content in _files(group[0], functools.partial(_any_matches, wanted)):
             for files, matches in wanted:
                 if matches(path):
-                    files[path] = content
+                    # Names that are not UTF-8 are told apart by their bytes, as \udcXX.
+                    files[path.encode("utf-8", "backslashreplace").decode()] = content
     for source in sources:
         result = found[source.name]
         for field, matched in (("include", result.texts), ("licence_files", result.licences)):
@@ -67,27 +79,62 @@ def _by_origin(sources: Sequence[FileSource]) -> list[list[FileSource]]:
     return list(groups.values())
 
 
-def read_rows(source: HubSource) -> Iterator[tuple[str, bytes]]:
-    """(row number, text in UTF-8) of a data set read through `datasets`."""
-    from datasets import load_dataset  # imported here: it takes seconds, and few corpora need it
+def read_rows(source: HubSource) -> Iterator[tuple[str, bytes | Unusable]]:
+    """(row number, text in UTF-8) of a data set.
+
+    Files of JSON lines in a local folder are read one line at a time, so that a bad one costs that line; which of them
+    a split consists of, and everything else, is left to `datasets`.
+
+    Raises:
+        UsageError: no row has the column of the text.
+        M1Error: the data set cannot be read.
+    """
+    columns: set[str] = set()
+    found = False
+    for number, row in enumerate(itertools.islice(_rows(source), source.max_rows)):
+        if isinstance(row, Reject):
+            yield f"row-{number:09d}", Unusable("not_json")
+            continue
+        columns |= row.keys()
+        found = found or source.text_column in row
+        yield f"row-{number:09d}", _encoded(row.get(source.text_column))
+    if columns and not found:
+        raise UsageError(
+            f"source {source.name}: no column {source.text_column}; the data set has "
+            f"{', '.join(sorted(columns))[:500]}",
+            "Correct text_column in the spec.",
+        )
+
+
+def _encoded(text: object) -> bytes | Unusable:
+    if not isinstance(text, str):
+        return Unusable("no_text")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return Unusable("lone_surrogate")
+
+
+def _rows(source: HubSource) -> Iterator[dict[str, Any] | Reject]:
+    import datasets  # imported here: it takes seconds, and few corpora need it
 
     try:
-        rows = load_dataset(
+        if Path(source.location).is_dir():
+            files = json_lines(Path(source.location), source.config, source.split)
+            for file in files:
+                yield from (row for _, row in objects(file))
+            if files:
+                return
+        yield from datasets.load_dataset(
             source.location, source.config, split=source.split, revision=source.revision, streaming=True
         )
-        for number, row in enumerate(rows.take(source.max_rows)):
-            if source.text_column not in row:
-                raise UsageError(
-                    f"source {source.name}: no column {source.text_column}; the data set has {', '.join(sorted(row))}",
-                    "Correct text_column in the spec.",
-                )
-            yield f"row-{number:09d}", row[source.text_column].encode()
     except M1Error:
         raise
     except Exception as error:  # hub, network and format errors come in many kinds
+        where = "Check the files of the folder." if Path(source.location).is_dir() else "Check the network, too."
         raise M1Error(
             f"source {source.name}: cannot read the data set {source.dataset}: {type(error).__name__}: {error}",
-            "Check its name, config, split and revision, and the network.",
+            f"Check its name, config, split and revision. {where}",
         ) from error
 
 
@@ -119,7 +166,9 @@ def _files(source: FileSource, wanted: Callable[[str], bool]) -> Iterator[tuple[
 def _unpack_debian(source: DebianSource, archive: Path, folder: str) -> None:
     if shutil.which("dpkg") is None:
         raise M1Error(f"source {source.name}: dpkg is not on this machine", "Leave Debian sources out.")
-    done = subprocess.run(["dpkg", "-x", archive, folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["dpkg", "-x", archive, folder], capture_output=True, text=True, check=False, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise M1Error(f"source {source.name}: dpkg -x {archive} failed: {done.stderr.strip()}", "Remove the file.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,13 @@ def require(found: Comparison, tolerance: float) -> None:
     """Raise StageFailed unless every difference is within the tolerance (a NaN is not)."""
     # A chosen token may trail by the error of two log-probabilities, its own and that of the better one.
     limits = {"prefill": tolerance, "decode": tolerance, "greedy": 2 * tolerance}
+    unsaid = [f"{name} {getattr(found, name)}" for name in limits if not math.isfinite(getattr(found, name))]
+    if unsaid:
+        raise StageFailed(
+            f"export: log-probabilities of the exported or the training model are not finite numbers: "
+            f"{', '.join(unsaid)} over {found.tokens} tokens",
+            "Nothing was exported. Look at the losses of the runs before; export one from before they went.",
+        )
     failed = [
         f"{name} {getattr(found, name):.3g}" for name, limit in limits.items() if not getattr(found, name) <= limit
     ]

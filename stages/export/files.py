@@ -72,6 +72,9 @@ def write_weights(folder: Path, source: Source, model: Model, form: Form, shard_
     """Write the weights in files of at most `shard_bytes` (or one tensor, if that is larger); returns their bytes.
 
     One file is in memory at a time. Every file is complete once it has its name; of several, the index comes last.
+
+    Raises:
+        StageFailed: the disk is too small, or a weight is not a finite number.
     """
     sizes = {name: tensor.nbytes for name, tensor in stored.exported(model, form).items()}
     total, free = sum(sizes.values()), shutil.disk_usage(folder).free
@@ -91,6 +94,11 @@ def write_weights(folder: Path, source: Source, model: Model, form: Form, shard_
                 "cpu", form.dtype(name), copy=True, memory_format=torch.contiguous_format
             )
             del tensor
+            if not bool(content[name].isfinite().all()):
+                raise StageFailed(
+                    f"export: {name} has values that are not finite",
+                    "Nothing was exported. Look at the losses of the runs before; export one from before they went.",
+                )
         with unfinished(folder / file) as temporary:
             save_file(content, temporary, metadata={"format": "pt"})
         placed |= dict.fromkeys(names, file)
@@ -116,7 +124,7 @@ def write_config(folder: Path, model: Model, form: Form, rotary_base: float, ids
     """Write `config.json` and what reading it takes; `ids` are those of special tokens."""
     dtype = "bfloat16" if form.precision == "bf16" else "float32"
     if form.layout == MINIMAX_M1:
-        (folder / "configuration_minimax_m1.py").write_text(_CONFIGURATION)
+        (folder / "configuration_minimax_m1.py").write_text(_CONFIGURATION, encoding="utf-8")
         write_json(folder / "config.json", layouts.minimax_m1_config(model, rotary_base, dtype, **ids))
         return
     config = convert.transformers_config(model, rotary_base, architectures=["MiniMaxForCausalLM"], dtype=dtype, **ids)

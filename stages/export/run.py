@@ -50,7 +50,9 @@ def run(context: StageContext[Export]) -> StageResult:
             if tokens is not None:
                 context.progress(3, 4, "comparing with the training model")
                 found = _compare(context, folder, tokens)
-            (folder / "README.md").write_text(card.render(context, found, count, source.rotary_base, size))
+            (folder / "README.md").write_text(
+                card.render(context, found, count, source.rotary_base, size), encoding="utf-8"
+            )
     except OSError as error:
         raise StageFailed(f"export: {final} could not be written: {error}", "Free disk space and rerun.") from error
     return _finish(context, final, found, count, size, source.rotary_base)

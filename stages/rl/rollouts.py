@@ -70,7 +70,7 @@ class RolloutWorker:
         sampling = Sampling(window, repetition=self.section.repetition)
         rollouts = self.engine.generate([prompt.tokens for _, prompt in prompts], seeds, sampling, self.stop)
         groups = [
-            Group(position, prompt, responses, [self.tokenizer.decode(response.tokens) for response in responses], [])
+            Group(position, prompt, responses, [self.tokenizer.decode_chat(each.tokens) for each in responses], [])
             for (position, prompt), responses in zip(prompts, rollouts, strict=True)
         ]
         asked = [(group.prompt.row, text) for group in groups for text in group.texts]

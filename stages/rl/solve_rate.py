@@ -53,7 +53,7 @@ def _rates(context: StageContext[Rl], worker: RolloutWorker, tried: Sequence[Pro
     """Share of right responses by id of the prompt."""
     file = context.output / "solve_rate.json"
     if file.is_file():
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     groups = worker.roll_out(list(enumerate(tried)), context.section.windows[0], SAMPLES)
     rates = {group.prompt.row.id: sum(r.correct for r in group.rewards) / len(group.rewards) for group in groups}
     # No rank can still be looking for the file: all have taken part in the rollouts.

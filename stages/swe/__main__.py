@@ -8,6 +8,7 @@ from pathlib import Path
 
 from infra.sandbox import DockerSandboxes
 from m1.errors import M1Error, UsageError
+from m1.streams import make_readable
 from m1.tasks.swe import make, sources
 from m1.tasks.swe.endpoint import Endpoint
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--endpoint", default="", help="OpenAI-style URL of a model that words the issues")
     parser.add_argument("--model", default="", help="its name there")
     options = parser.parse_args(argv)
+    make_readable()
     try:
         synthesize(options)
     except M1Error as error:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
 from m1.errors import M1Error, UsageError
+from m1.files import write_rows, write_text
+from m1.rows import Reject, require_any, summary
+from m1.streams import make_readable
 from m1.tasks.swe import ingest, sources, validate
+from m1.tasks.swe.github import read_github
 from m1.tasks.swe.patches import Tree, apply_diff
 from m1.tasks.swe.reward import LIMITS
 from m1.tasks.swe.runner import Runs
@@ -38,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
+    make_readable()
     try:
         made = _ingest(options)
     except M1Error as error:
@@ -57,24 +62,44 @@ def _ingest(options: argparse.Namespace) -> int:
     if origin is None:
         known = ", ".join(r.name for r in spec.repositories) or "none"
         raise UsageError(f"--repository {options.repository} is not in {options.spec}", f"Repositories there: {known}.")
-    rejected: list[dict[str, str]] = []
+    sources.commit_of(origin.folder, "HEAD")  # a clone that is none is told once, not for every row
+    rejected: list[Reject] = []
 
     def reject(name: str, reason: str) -> None:
-        rejected.append({"id": name, "reason": reason})
-        print(f"{name}: {reason}", file=sys.stderr)
+        rejected.append(Reject(name, reason))
 
-    if by_pulls:
-        found = [ingest.task_of_pull(pull, origin) for pull in ingest.read_github(options.issues, options.pulls)]
-        made = [item for item in found if item is not None]
-    else:
-        rows = ingest.read_instances(options.instances, revision=options.revision, split=options.split)
-        made = ingest.tasks_of_instances(rows, origin, reject)
-    if options.validate or by_pulls:
-        image = build_environment(origin.environment, spec.environments[origin.environment].requirements)
-        with Sandbox(image=image, limits=LIMITS) as sandbox:
-            made = validated(sandbox, origin, made, reject)
-    write_set(options.out, spec, made, rejected)
+    try:
+        made = _tasks(options, origin, reject)
+        if made and (options.validate or by_pulls):
+            image = build_environment(origin.environment, spec.environments[origin.environment].requirements)
+            with Sandbox(image=image, limits=LIMITS) as sandbox:
+                made = validated(sandbox, origin, made, reject)
+    finally:
+        where = options.out / "rejected.jsonl"
+        if rejected:
+            write_rows(where, [asdict(each) for each in rejected])
+    require_any(options.instances or options.pulls, len(made), rejected, str(where))
+    write_set(options.out, spec, made)
+    if rejected:
+        print(summary(rejected, where), file=sys.stderr)
     return len(made)
+
+
+def _tasks(
+    options: argparse.Namespace, origin: Repository, reject: Callable[[str, str], None]
+) -> list[tuple[SweTask, Tree]]:
+    """Tasks as they are brought, with the trees of their bases."""
+    if options.instances:
+        rows = ingest.read_instances(
+            options.instances,
+            revision=options.revision,
+            split=options.split,
+            reject=reject,
+            tests_named=not options.validate,
+        )
+        return ingest.tasks_of_instances(rows, origin, reject)
+    ours = origin.names_on_github()
+    return ingest.tasks_of_pulls(read_github(options.issues, options.pulls, ours=ours, reject=reject), origin, reject)
 
 
 def validated(
@@ -91,10 +116,10 @@ def validated(
         faulty = apply_diff(task.faulty_tree(base), task.test_patch) if task.test_patch else task.faulty_tree(base)
         try:
             baseline = validate.measure(sandbox, origin, right, 2, coverage=False)
+            [verdict] = validate.judge(sandbox, origin, baseline, [Trial(faulty, None)], 2)
         except UsageError as error:
             reject(task.id, str(error))
             continue
-        [verdict] = validate.judge(sandbox, origin, baseline, [Trial(faulty, None)], 2)
         missing = set(task.fail_to_pass) - set(verdict.fail_to_pass)
         if not verdict.valid or missing:
             reject(task.id, f"{min(missing)} does not go from failing to passing" if verdict.valid else verdict.reason)
@@ -105,9 +130,7 @@ def validated(
     return kept
 
 
-def write_set(
-    out: Path, spec: SweSpec, made: Sequence[tuple[SweTask, Tree]], rejected: Sequence[dict[str, str]]
-) -> None:
+def write_set(out: Path, spec: SweSpec, made: Sequence[tuple[SweTask, Tree]]) -> None:
     """The folder of a set (see `tasks`); `tasks.jsonl` last, so that without it the folder is not one."""
     for task, base in made:
         place = out / "sources" / task.source
@@ -117,8 +140,7 @@ def write_set(
             write_tests(place / f"{task.base}.json", ())
     out.mkdir(parents=True, exist_ok=True)
     write_environments(out, {name: environment.requirements for name, environment in spec.environments.items()})
-    (out / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rejected))
-    (out / "tasks.jsonl").write_text("".join(dump(task) + "\n" for task, _ in made))
+    write_text(out / "tasks.jsonl", "".join(dump(task) + "\n" for task, _ in made))
 
 
 if __name__ == "__main__":

@@ -6,46 +6,64 @@ The file is in SWE-bench's format, and the report has the keys that its harness 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from infra.sandbox import Sandbox
 from infra.sandbox.images import build_environment
-from m1.errors import M1Error, UsageError
-from m1.files import write_json
+from m1.errors import M1Error
+from m1.files import write_json, write_rows
+from m1.rows import Reject, read_objects, require_any, shown, summary
+from m1.streams import make_readable
 from m1.tasks.swe.reward import LIMITS, End, Judgement, judge
 from m1.tasks.swe.tasks import SweTask, TaskSet
 
 
-def read_predictions(file: Path) -> dict[str, tuple[str, str]]:
+def read_predictions(
+    file: Path, reject: Callable[[str, str], None] = lambda name, reason: None
+) -> dict[str, tuple[str, str]]:
     """(model, patch) by instance id, of a .jsonl, or of a .json with a list or an object by instance id.
 
+    Args:
+        reject: of rows that are no predictions, with the reason. Of two for an instance neither is taken.
+
     Raises:
-        UsageError: the file cannot be read, a field is missing, or an instance has two predictions.
+        UsageError: the file cannot be read, or not one row is a prediction.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
-            if isinstance(rows, dict):
-                rows = [{"instance_id": key, **row} for key, row in rows.items()]
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}", "Name a predictions file.") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{file}: not a predictions file: {error}", "See docs/swe.md for its form.") from error
+    read = read_objects(file)
+    rejected = list(read.rejected)
     found: dict[str, tuple[str, str]] = {}
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("instance_id"), str) or "model_patch" not in row:
-            raise UsageError(f"{file}: prediction {number} has no instance_id or model_patch", "Correct it.")
-        if row["instance_id"] in found:
-            raise UsageError(f"{file}: two predictions for {row['instance_id']}", "Keep one.")
-        found[row["instance_id"]] = (str(row.get("model_name_or_path", "")), row["model_patch"] or "")
+    twice: set[str] = set()
+    for place, row in read.good:
+        name: Any = row.get("instance_id", place if read.named else None)
+        fault = _fault(row, name, place if read.named else None)
+        if fault:
+            rejected.append(Reject(place, fault))
+        elif name in found or name in twice:
+            twice.add(name)
+            rejected.append(Reject(name, "two predictions for it: neither is judged"))
+            found.pop(name, None)
+        else:
+            found[name] = (row.get("model_name_or_path") or "", row["model_patch"] or "")
+    for each in rejected:
+        reject(each.id, each.reason)
+    require_any(file, len(found), rejected)
     return found
+
+
+def _fault(row: Mapping[str, Any], name: object, key: str | None) -> str:
+    """Why a row is no prediction; empty if it is one."""
+    if not isinstance(name, str) or not name or "model_patch" not in row:
+        return "it has no instance_id or no model_patch"
+    if key is not None and name != key:
+        return f"it stands under {shown(key)} and says {shown(name)}"
+    for field in ("model_patch", "model_name_or_path"):
+        if row.get(field) is not None and not isinstance(row[field], str):
+            return f"its {field} is not text but {shown(row[field])}"
+    return ""
 
 
 def evaluate(
@@ -117,8 +135,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--predictions", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="report, written as JSON")
     options = parser.parse_args(argv)
+    make_readable()
+    rejected: list[Reject] = []
+    where = options.out.with_suffix(".rejected.jsonl")
     try:
-        report = in_sandbox(TaskSet(options.tasks), read_predictions(options.predictions))
+        predictions = read_predictions(options.predictions, lambda *each: rejected.append(Reject(*each)))
+        report = in_sandbox(TaskSet(options.tasks), predictions)
+        report["rejected_predictions"] = len(rejected)
+        if rejected:
+            write_rows(where, [asdict(each) for each in rejected])
+            print(summary(rejected, where), file=sys.stderr)
     except M1Error as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

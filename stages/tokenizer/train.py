@@ -12,13 +12,27 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from m1 import chat
 from m1.errors import UsageError
 from m1.files import write_json
+from m1.tokenizer import Tokenizer as Reader
 
 #: Ids from 0 in this order, and whether a token is special. The headers and tags are not: they are text to a reader, so
 #: decoding never leaves them out.
 FIRST_TOKENS = {token: token in chat.SPECIAL_TOKENS for token in (*chat.SPECIAL_TOKENS, *chat.ADDED_TOKENS)}
 
-#: Layout of `m1.chat` for transformers' `apply_chat_template`; content is a string or a list of typed parts.
+
+def _guards(tokens: Iterable[str]) -> str:
+    """Jinja filters that do to a text what `m1.chat.quote` does for these tokens.
+
+    The user's header comes twice: `replace` leaves out every second of those that overlap, as in
+    `user name=user name=user`.
+    """
+    return "".join(f" | replace('{token}', '{token[0]}{chat.GUARD}{token[1:]}')" for token in (*tokens, chat.USER))
+
+
+_OF_TURNS = (*chat.SPECIAL_TOKENS, chat.USER, chat.ASSISTANT)
+#: Layout of `m1.chat` for transformers' `apply_chat_template`; content is a string or a list of typed parts. What a
+#: user writes is quoted; what the assistant said is taken as rendered, with its tags, but opens and closes no turn.
 CHAT_TEMPLATE = f"""\
+{{#- The words below that look like control tokens have U+2060, which has no width, behind their first letter. -#}}
 {{%- macro text(content) -%}}
 {{%- if content is string -%}}{{{{ content }}}}
 {{%- else -%}}{{%- for part in content -%}}
@@ -34,7 +48,12 @@ CHAT_TEMPLATE = f"""\
 {{%- if message.role not in headers -%}}
 {{{{ raise_exception('role ' ~ message.role ~ ' is unknown: use user or assistant') }}}}
 {{%- endif -%}}
-{{{{ ('' if loop.first else '\\n') ~ '{chat.BEGIN_OF_TURN}' ~ headers[message.role] ~ '\\n' ~ text(message.content) }}}}
+{{%- if message.role == 'user' -%}}
+{{%- set said = text(message.content) | replace('{chat.GUARD}', '{chat.GUARD * 2}'){_guards(chat.CONTROL_TOKENS)} -%}}
+{{%- else -%}}
+{{%- set said = text(message.content){_guards(_OF_TURNS)} -%}}
+{{%- endif -%}}
+{{{{ ('' if loop.first else '\\n') ~ '{chat.BEGIN_OF_TURN}' ~ headers[message.role] ~ '\\n' ~ said }}}}
 {{{{- '{chat.END_OF_TURN}' }}}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{ '\\n{chat.BEGIN_OF_TURN}{chat.ASSISTANT}\\n' }}}}{{%- endif -%}}
@@ -104,16 +123,25 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     write_json(folder / "tokenizer_config.json", config)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def read_texts(documents: Path, max_bytes: float) -> Iterator[str]:
-    """Texts of a corpus file in its order until `max_bytes` of them are read."""
+    """Texts of a corpus file in its order until `max_bytes` of them are read.
+
+    Raises:
+        UsageError: a line of it is no document.
+    """
     size = 0
-    with open(documents, encoding="utf-8") as file:
-        for line in file:
-            text = json.loads(line)["text"]
-            size += len(text.encode())
+    with open(documents, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = json.loads(line)["text"]
+                size += len(text.encode())
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise UsageError(
+                    f"{documents}:{number} is damaged: {error}", "Make it again: python -m stages.corpus."
+                ) from error
             if size > max_bytes:
                 return
             yield text
@@ -121,8 +149,9 @@ def read_texts(documents: Path, max_bytes: float) -> Iterator[str]:
 
 def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
     """How well the tokenizer compresses the texts: their bytes, tokens and bytes per token."""
+    reader = Reader(tokenizer)
     size = tokens = 0
     for text in texts:
         size += len(text.encode())
-        tokens += len(tokenizer.encode(text).ids)
+        tokens += len(reader.encode(text))
     return {"bytes": size, "tokens": tokens, "bytes_per_token": round(size / tokens, 4)}

@@ -51,7 +51,7 @@ SHIPPED = [*sorted(paths.PROFILES.glob("*.yaml")), paths.DATA_SPECS / "swe.yaml"
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_files_have_no_word_of_two_meanings(file: Path) -> None:
-    assert read_yaml(file) == yaml.safe_load(file.read_text())
+    assert read_yaml(file) == yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

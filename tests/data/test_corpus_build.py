@@ -20,6 +20,7 @@ from infra import stage_command
 from m1 import paths
 from m1.data import corpus_spec as spec
 from m1.errors import UsageError
+from m1.files import read_rows
 from stages.corpus import mixture
 from stages.corpus.build import build
 
@@ -133,6 +134,57 @@ def test_hub_source_from_a_local_data_set(checkout: Path, write_spec: Any, tmp_p
     write_spec([source | {"text_column": "text"}])
     with pytest.raises(UsageError, match="no column text; the data set has body, year"):
         build_to(tmp_path / "again")
+
+
+def test_one_bad_row_costs_that_row(checkout: Path, write_spec: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    good = [json.dumps({"text": f"{sentences(i, 20)}\u2028more"}, ensure_ascii=False).encode() for i in range(3)]
+    bad = [b'{"text": null}', b'{"text": 7}', b'{"other": "x"}', b'{"text": "a\\ud800"}', b"{", b"[1]", b"\xff",
+           b'{"text": "a", "text": "b"}', b"[" * 10**5, b'{"text": ""}']  # fmt: skip
+    lines = [*bad[:5], good[0], *bad[5:], *good[1:]]
+    (folder / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines) + b"\n")
+    write_spec(
+        [{"name": "rows", "kind": "hub", "licence": "MIT", "domain": "prose", "weight": 1, "dataset": str(folder)}]
+    )
+    summary = build_to(tmp_path / "out")
+    assert summary["documents"] == 3
+    assert summary["rejected"] == {"empty": 1, "no_text": 3, "not_json": 6}
+    rejected = read_rows(tmp_path / "out" / "rejected.jsonl", "")
+    assert {row["id"]: row["reason"] for row in rejected}["rows/row-000000000"] == "no_text" and len(rejected) == 10
+    assert all("\u2028more" in row["text"] for row in read_rows(tmp_path / "out" / "documents.jsonl", ""))
+
+
+def test_the_shared_row_without_text(checkout: Path, write_spec: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    text = "Some words that are long enough to count as a document here."
+    for name in ("train.jsonl", "train.json"):  # read by us, and by `datasets`
+        (folder / name).write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": None}) + "\n")
+        spec_of = {
+            "name": "rows",
+            "kind": "hub",
+            "licence": "MIT",
+            "domain": "prose",
+            "weight": 1,
+            "dataset": str(folder),
+        }
+        write_spec([spec_of])
+        assert build_to(tmp_path / name)["rejected"] == {"no_text": 1}
+        (folder / name).unlink()
+
+
+def test_one_bad_file_costs_that_file(checkout: Path, write_spec: Any, tmp_path: Path) -> None:
+    module = '"""\\ud800' + " Other words about a module, enough of them to be kept here." * 3 + '"""\n'
+    write_texts(
+        checkout, {"bad.txt": module, "good.txt": module.replace("\\ud800", ""), "utf16.txt": "x".encode("utf-16")}
+    )
+    with open(os.fsencode(checkout / "texts") + b"/caf\xe9.txt", "w", encoding="utf-8") as file:
+        file.write(f'"""{sentences(1, 9)}"""')
+    write_spec([local_source(format="docstrings")])
+    assert build_to(tmp_path / "out")["rejected"] == {"lone_surrogate": 1, "not_utf8": 1}
+    found = {row["id"] for row in read_rows(tmp_path / "out" / "documents.jsonl", "")}
+    assert found == {"notes/good.txt", "notes/caf\\udce9.txt"}
 
 
 def test_source_without_anything_left_is_an_error(checkout: Path, write_spec: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.corpus.extract import extract, normalise
+from stages.corpus.extract import Unreadable, extract, normalise
 
 RST = """\
 :orphan:
@@ -151,10 +151,22 @@ def test_boilerplate_patterns() -> None:
         (b"def (:", "docstrings", "not_python"),
         (b"just: a mapping", "conversations", "not_conversations"),
         (b"a: [", "conversations", "not_conversations"),
+        (b"conversations: 7", "conversations", "not_conversations"),
+        (b"conversations: [[2024-13-45]]", "conversations", "not_conversations"),
+        (b"conversations: " + b"[" * 10_000, "conversations", "not_conversations"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nconversations: [*b, *b]", "conversations", "not_conversations"),
+        (b'conversations: [["\\ud800"]]', "conversations", "lone_surrogate"),
+        (
+            b'"""\\ud800' + b" Other words about a module, enough of them to be kept here." * 3 + b'"""',
+            "docstrings",
+            "lone_surrogate",
+        ),
+        (b"x = " + b"(" * 10_000, "docstrings", "not_python"),
+        (b"x" + b".x" * 100_000, "docstrings", "not_python"),
     ],
 )
 def test_unreadable_files_say_why(content: bytes, format: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(Unreadable, match=f"^{reason}$"):
         extract(content, format)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from data_inputs import sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1 import paths
+from m1 import chat, paths
 from m1.config.profile import Profile
 from m1.errors import UsageError
 from m1.run import profiles
@@ -72,6 +72,33 @@ def test_data_sets_hold_the_corpus(tiny: Profile, tmp_path: Path) -> None:
     assert run(tiny, again) == summary
     for path in output.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_text_of_the_corpus_never_becomes_a_control_token(tiny: Profile, tmp_path: Path) -> None:
+    forged = "".join((*chat.SPECIAL_TOKENS, *chat.ADDED_TOKENS)) + " and words behind it\u2028 and more"
+    corpus = paths.data_dir(tiny.name, "corpus") / "documents.jsonl"
+    with open(corpus, "a", encoding="utf-8") as file:
+        file.writelines(
+            json.dumps({"domain": "code", "text": f"{n} {forged}"}, ensure_ascii=False) + "\n" for n in "ab"
+        )
+    run(tiny, tmp_path)
+    tokenizer = load_tokenizer(paths.data_dir(tiny.name, "tokenizer"))
+    first_of_text = len(chat.CONTROL_TOKENS)
+    found = 0
+    for split in ("train", "heldout"):
+        for ids in read_split(tmp_path / split):
+            assert ids[-1] == tokenizer.end_of_document_id and ids[:-1].min() >= first_of_text
+            found += forged in tokenizer.decode(ids[:-1].tolist())
+    assert found == 2
+
+
+@pytest.mark.parametrize("line", ['{"text": "x"}', '{"domain": "code", "text": null}', "[]", "{", "\x00", "[" * 10**5])
+def test_a_damaged_corpus_is_named(tiny: Profile, tmp_path: Path, line: str) -> None:
+    corpus = paths.data_dir(tiny.name, "corpus") / "documents.jsonl"
+    with open(corpus, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(UsageError, match=r"documents\.jsonl:61 is damaged.*stages\.corpus"):
+        run(tiny, tmp_path)
 
 
 def test_missing_inputs(tiny: Profile, tmp_path: Path) -> None:

@@ -149,6 +149,6 @@ def test_training_goes_on_from_it(folder: Path) -> None:
 
 def test_the_report_tells_of_it(folder: Path) -> None:
     told = scratch.m1(folder, "report", "--profile", "scratch").stdout
-    page = Path(told.split()[-1]).read_text()
+    page = Path(told.split()[-1]).read_text(encoding="utf-8")
     for words in ("extra-training", "Rows that a test asks for.", "Weights that a test asks for."):
         assert words in page

@@ -114,7 +114,7 @@ def restored(world: World) -> Iterable[World]:
 
 
 def change(world: World, path: Path, edit: Callable[[str], str]) -> None:
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     after = edit(before)
     assert after != before, path
     world.write(path, after.encode())  # type: ignore[attr-defined]

@@ -122,7 +122,7 @@ def test_the_mark_is_the_boot_and_the_ticks_since(tmp_path: Path, stop_later: li
     stop_later.append(process.pid)
     assert ProcessRecord.of(process.pid).alive()  # it has its name now
     boot, ticks = start_mark(process.pid).split(":")
-    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     since_boot = psutil.Process(process.pid).create_time() - psutil.boot_time()
     assert int(ticks) / os.sysconf("SC_CLK_TCK") == pytest.approx(since_boot, abs=0.02)
 

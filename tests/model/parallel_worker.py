@@ -87,7 +87,7 @@ def main() -> None:
 
     jobs, folder = sys.argv[1:]
     dist.init_process_group("gloo")
-    for job in json.loads(Path(jobs).read_text()):
+    for job in json.loads(Path(jobs).read_text(encoding="utf-8")):
         started = time.time()
         result = run(job)
         if dist.get_rank() == 0:

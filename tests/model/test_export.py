@@ -36,7 +36,7 @@ def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
     (root / "tokenizer").mkdir()
     (root / "tokens").mkdir()
-    text = Path(json.__file__).read_text()
+    text = Path(json.__file__).read_text(encoding="utf-8")
     train.save(train.train([text], MODEL.vocab_size), root / "tokenizer")
     (root / "tokenizer" / "summary.json").write_text("{}")
     documents = [Document("code", text[:300]), Document("code", text)]

@@ -190,6 +190,35 @@ def test_the_layout_is_told_from_the_configuration(tmp_path, config, layout):
         assert folders.open_folder(folder).layout == layout
 
 
+#: Of a tensor in the header of a safetensors file.
+ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+#: What a folder can say of its vocabulary, and the fault; `...` is our own file.
+SETTINGS = "tokenizer_config.json"
+ADDED = {SETTINGS: {"added_tokens_decoder": {"3": {"content": "<end>"}}}}
+LETTERS = {"a": 0, "b": 1, "ab": 2}
+OTHER = {"a": 1, "b": 0, "ab": 2}
+FILES = {
+    "the same": ({"tokenizer.json": ...}, ""),
+    "the same, older": ({"vocab.json": LETTERS, "merges.txt": "#version: 0.2\na b\n", **ADDED}, ""),
+    "the same, oldest": ({"vocab.json": LETTERS, "added_tokens.json": {"<end>": 3}}, ""),
+    "both": ({"tokenizer.json": ..., "vocab.json": OTHER, **ADDED}, "its vocab.json gives 2 tokens"),
+    "other numbers": ({"vocab.json": OTHER, **ADDED}, "2 tokens other numbers"),
+    "without the added": ({"vocab.json": LETTERS}, "1 tokens other numbers"),
+    "other merges": ({"vocab.json": LETTERS, "merges.txt": "b a\n", **ADDED}, "other merges"),
+    "a list of pieces": ({"tokenizer.json": {"model": {"vocab": [["a", -1.0], ["x", -2.0]]}}}, "other numbers"),
+    "lines": ({"vocab.txt": "a\nb\nab\nx\n", **ADDED}, "other numbers"),
+    "SentencePiece": ({"tokenizer.model": "x"}, "SentencePiece"),
+    "SentencePiece beside": ({"tokenizer.model": "x", "tokenizer.json": ...}, ""),
+    "none": ({}, "cannot be told"),
+    "its settings alone": (ADDED, "cannot be told"),
+    "damaged": ({"tokenizer.json": {"model": {"vocab": 7}}}, "is no vocabulary"),
+    "damaged numbers": ({"vocab.json": {"a": "0"}}, "has the number '0'"),
+    "damaged added": ({"tokenizer.json": {"added_tokens": [7]}}, "is no vocabulary"),
+    "damaged settings": ({"vocab.json": {"a": 0}, SETTINGS: {"added_tokens_decoder": [7]}}, "is damaged"),
+    "endless": ({"tokenizer.json": "[" * 100_000}, "nested more than"),
+}
+
+
 class TestFiles:
     """The folder itself: complete, safetensors, nothing outside of it."""
 
@@ -242,15 +271,114 @@ class TestFiles:
         (base / "config.json").write_text(json.dumps(config | {"note": 1}))
         assert len({first, second, folders.inspect(base, SMALL).digest}) == 3
 
+    @pytest.mark.parametrize("content", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": None}, [], 7])
+    def test_an_empty_index_is_named(self, base, content):
+        (base / folders.INDEX).write_text(json.dumps(content))
+        with pytest.raises(UsageError, match=r"index\.json"):
+            folders.inspect(base, SMALL)
+
+    def test_tensors_are_where_the_index_says(self, base):
+        (base / folders.SINGLE).unlink()
+        shards = ["one.safetensors", "two.safetensors"]
+        save_file({"a": torch.zeros(4), "b": torch.zeros(4)}, base / shards[0])
+        save_file({"a": torch.ones(4), "c": torch.ones(4)}, base / shards[1])
+        for placed, fault in [
+            ({"a": shards[1], "b": shards[0], "c": shards[1]}, ""),
+            ({"a": shards[0], "b": shards[0], "c": shards[1]}, ""),
+            ({"a": shards[0], "b": shards[1], "c": shards[1]}, r"b is not in two\.safetensors, where"),
+            ({"a": shards[0], "b": shards[0], "c": shards[1], "d": shards[1]}, r"d is not in two\.safetensors"),
+            ({"a": shards[0], "c": shards[1]}, r"b in one\.safetensors is not in model\.safetensors\.index\.json"),
+        ]:
+            (base / folders.INDEX).write_text(json.dumps({"weight_map": placed}))
+            if fault:
+                with pytest.raises(UsageError, match=fault):
+                    folders.inspect(base, SMALL)
+            else:
+                found = folders.inspect(base, SMALL).tensors
+                assert {name: stored.file.name for name, stored in found.items()} == placed
+
+    def test_weights_beside_an_index_of_others_are_refused(self, base):
+        save_file({"a": torch.zeros(4)}, base / "one.safetensors")
+        (base / folders.INDEX).write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+        with pytest.raises(UsageError, match=r"programs differ.*Remove the one"):
+            folders.inspect(base, SMALL)
+
+    def test_a_file_without_tensors_is_named(self, base):
+        save_file({}, base / folders.SINGLE)
+        with pytest.raises(UsageError, match=r"model\.safetensors holds no tensor"):
+            folders.inspect(base, SMALL)
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            f'{{"a": {ENTRY}, "a": {ENTRY}}}',
+            '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+            '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
+            '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [2, 4]}}',
+            f'{{"a": {ENTRY}, "b": {ENTRY}}}',
+            '{"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}',
+            '{"a": 7}',
+            "[]",
+            "[" * 100_000,
+            "\xff",
+        ],
+    )
+    def test_a_header_that_does_not_hold_is_damage(self, base, entries):
+        header = entries.encode()
+        (base / folders.SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+        with pytest.raises(UsageError, match=r"model\.safetensors is damaged or cut short"):
+            folders.inspect(base, SMALL)
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "7", "{", '{"a": 1, "a": 2}', "\ud800"])
+    def test_a_damaged_configuration_is_named(self, base, content):
+        (base / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UsageError, match=r"config\.json") as caught:
+            folders.inspect(base, SMALL)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
     def test_another_tokenizer_is_refused(self, base, tmp_path):
         own = tmp_path / "tokenizer"
         own.mkdir()
         tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "<end>", "id": 2}]}
         (own / "tokenizer.json").write_text(json.dumps(tokenizer))
-        folders.inspect(base, SMALL, own)  # the base model names none
+        with pytest.raises(UsageError, match=r"it has no tokenizer\.json, vocab\.json, vocab\.txt: whether"):
+            folders.inspect(base, SMALL, own)
+        folders.inspect(base, SMALL, tmp_path / "not-made-yet")
         (base / "tokenizer.json").write_text(json.dumps(tokenizer))
         folders.inspect(base, SMALL, own)
         tokenizer["model"]["vocab"] = {"a": 1, "b": 0}
         (base / "tokenizer.json").write_text(json.dumps(tokenizer))
         with pytest.raises(UsageError, match="2 tokens other numbers"):
+            folders.inspect(base, SMALL, own)
+
+    @pytest.fixture
+    def own(self, tmp_path):
+        """Our tokenizer: three letters, one merge, one added token."""
+        own = tmp_path / "tokenizer"
+        own.mkdir()
+        model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+        tokenizer = {"model": model, "added_tokens": [{"content": "<end>", "id": 3}]}
+        (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+        return own
+
+    @pytest.mark.parametrize("kind", FILES)
+    def test_the_vocabulary_is_compared_whatever_files_it_is_in(self, base, own, kind):
+        files, fault = FILES[kind]
+        for name, content in files.items():
+            text = (own / "tokenizer.json").read_text() if content is ... else content
+            (base / name).write_text(text if isinstance(text, str) else json.dumps(text))
+        if fault:
+            with pytest.raises(UsageError, match=fault):
+                folders.inspect(base, SMALL, own)
+        else:
+            folders.inspect(base, SMALL, own)
+
+    def test_other_merges_of_the_same_tokens(self, base, own):
+        content = json.loads((own / "tokenizer.json").read_text())
+        content["model"]["merges"] = ["a b"]  # as older versions write them
+        (base / "tokenizer.json").write_text(json.dumps(content))
+        folders.inspect(base, SMALL, own)
+        content["model"]["merges"] = []
+        (base / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(UsageError, match="other merges"):
             folders.inspect(base, SMALL, own)

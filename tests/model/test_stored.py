@@ -239,6 +239,17 @@ def test_weights_of_another_model_are_refused(hybrid, model, tmp_path, change, m
         base.load(interchange.inspect(folder, model), build_model(model, ALONE, seed=1))
 
 
+def test_weights_that_are_not_finite_are_not_written(hybrid, model, tmp_path):
+    from m1.errors import StageFailed
+    from m1.formats.mapping import Form
+
+    weights = {name: weight.clone() for name, weight in weights_of(hybrid).items()}
+    weights["decoder.final_layernorm.weight"][3] = torch.inf
+    with pytest.raises(StageFailed, match=r"model\.norm\.weight has values that are not finite"):
+        write(tmp_path / "base", weights.__getitem__, model, Form(MINIMAX_M1, "fp32"))
+    assert not list((tmp_path / "base").glob("*.index.json"))
+
+
 def test_bfloat16_weights_come_back_as_bfloat16(hybrid, model, tmp_path):
     """Rounding happens once: bfloat16 stored is bfloat16 read, and the head keeps its own type."""
     from m1.formats.mapping import FolderReader, Form, trained

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from m1.config.model import Model
 from m1.config.parallel import Parallel
 from m1.config.rl import Repetition
+from m1.errors import M1Error
 from m1.rollout.engine import RolloutEngine, Sampling, row_seed
 from m1.rollout.recurrent import RecurrentEngine, generate
 from m1.rollout.sampling import nucleus, sample
@@ -230,3 +231,18 @@ def test_the_engine_abandons_what_it_generates_when_it_is_told_to_stop(decoder):
     prompts, seeds = prompts_and_seeds(1, 2)
     with pytest.raises(StopRequested):
         RecurrentEngine(decoder.model, EOS).generate(prompts, seeds, Sampling(10), Told())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_logits_that_are_not_finite_are_named(decoder, value, top_p):
+    weight = decoder.model.output_layer.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[5].fill_(value)
+        with pytest.raises(M1Error, match="logits are not finite numbers after 0 tokens"):
+            generate(decoder, [[1, 2]], max_new_tokens=2, eos_id=EOS, seeds=[[1]], top_p=top_p)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)

@@ -79,7 +79,7 @@ def world(tmp_path_factory):
         problems = draw(tasks, count, seed=1, purpose=split, taken=taken)
         rows[split] = [problem.row(with_response=False) for problem in problems]
         write_rows(root / "synthesize" / f"{split}.jsonl", [row.to_json() for row in rows[split]], sort_keys=True)
-    texts = [Path(__file__).read_text(), *(row.question for row in rows["train"])]
+    texts = [Path(__file__).read_text(encoding="utf-8"), *(row.question for row in rows["train"])]
     save(train(texts, settings.model.vocab_size), root / "tokenizer")
 
     parallel.initialize(settings.parallel, 1)

@@ -10,9 +10,9 @@ import pytest
 
 from m1.errors import UsageError
 from m1.tasks.swe.commits import history, reverted_commits
+from m1.tasks.swe.github import read_github
 from m1.tasks.swe.ingest import (
     instance_of,
-    read_github,
     read_instances,
     task_of_instance,
     task_of_pull,
@@ -128,10 +128,10 @@ def test_instances_that_do_not_fit_are_told_with_the_reason(clone: Clone) -> Non
 def test_bad_instance_files_are_named(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text('{"instance_id": "i", "repo": "r"}\n')
-    with pytest.raises(UsageError, match="instance i has no base_commit, patch, problem_statement"):
+    with pytest.raises(UsageError, match="the first, i: it has no base_commit, patch, problem_statement"):
         read_instances(str(file))
     file.write_text("{\n")
-    with pytest.raises(UsageError, match="not JSON"):
+    with pytest.raises(UsageError, match=r"the first, x\.jsonl:1: not JSON"):
         read_instances(str(file))
     with pytest.raises(UsageError, match="needs a revision"):
         read_instances("nobody/nothing")
@@ -152,7 +152,13 @@ def test_issues_and_pull_requests_become_tasks(clone: Clone, tmp_path: Path) -> 
         {"number": 15, "title": "closes #99", "body": "", "mergeCommit": merge},
         {"number": 16, "title": "words, resolves #7", "body": "", "mergeCommit": {"oid": clone.commits[2]}},
     ]))  # fmt: skip
-    found = read_github(issues, pulls)
+    told: dict[str, str] = {}
+    found = read_github(issues, pulls, reject=told.__setitem__)
+    assert told == {
+        "pull 13": "it closes no issue of the export",
+        "pull 14": "it was not merged",
+        "pull 15": "it closes no issue of the export",
+    }
     assert [(pull.number, [i[0] for i in pull.issues]) for pull in found] == [(11, [8]), (12, [7]), (16, [7])]
     made = task_of_pull(found[1], clone.origin)
     assert made is not None
@@ -162,7 +168,7 @@ def test_issues_and_pull_requests_become_tasks(clone: Clone, tmp_path: Path) -> 
     assert apply_diff(task.right_tree(base), task.test_patch) == clone.trees[1]
     assert task_of_pull(found[2], clone.origin) is None
     pulls.write_text('[{"number": 1}]')
-    with pytest.raises(UsageError, match="an entry has no title"):
+    with pytest.raises(UsageError, match=r"pulls\.json\[0\]: it has no title, body, mergeCommit; export with --json"):
         read_github(issues, pulls)
 
 
@@ -192,9 +198,9 @@ def test_predictions_are_judged_and_counted(clone: Clone, tmp_path: Path, form: 
 def test_bad_predictions_are_named(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     for text, message in [
-        ("{", "not a predictions file"),
-        ('{"instance_id": "a"}', "has no instance_id or model_patch"),
-        ('{"instance_id": "a", "model_patch": ""}\n' * 2, "two predictions for a"),
+        ("{", "not JSON"),
+        ('{"instance_id": "a"}', "it has no instance_id or no model_patch"),
+        ('{"instance_id": "a", "model_patch": ""}\n' * 2, "two predictions for it: neither is judged"),
     ]:
         file.write_text(text)
         with pytest.raises(UsageError, match=message):

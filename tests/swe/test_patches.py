@@ -149,7 +149,7 @@ HEAD = "--- a/m.py\n+++ b/m.py\n"
         ("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc\n", "mode 120000"),
         ("diff --git a/s b/s\nnew file mode 160000\n", "mode 160000"),
         ("diff --git a/b b/b\nindex 1..2\nGIT binary patch\n", "binary"),
-        ("diff --git a/m.py b/k.py\ncopy from m.py\ncopy to k.py\n", "copies"),
+        ("diff --cc m.py\nindex 1,2..3\n--- a/m.py\n+++ b/m.py\n@@@ -1,1 -1,1 +1,1 @@@\n- a\n -b\n++c\n", "combined"),
         ("diff --git a/m.py b/../k.py\nrename from m.py\nrename to ../k.py\n", "leaves the tree"),
     ],
 )

@@ -239,7 +239,7 @@ class Said:
             for ids, group in zip(prompts, seeds, strict=True)
         ]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode_chat(self, ids: Sequence[int]) -> str:
         return self.texts[ids[0]][ids[1]]
 
 
@@ -444,7 +444,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("sft-data", "tokenizer", "synthesize", "specs"):
         (root / name).mkdir()
     texts = [problem.question for problem in draw(settings.synthesize.tasks, 200, seed=1, purpose="", taken=set())]
-    save(train([Path(__file__).read_text(), *texts], settings.model.vocab_size), root / "tokenizer")
+    save(train([Path(__file__).read_text(encoding="utf-8"), *texts], settings.model.vocab_size), root / "tokenizer")
     (root / "specs" / "swe.yaml").write_text(yaml.safe_dump(SPEC))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "data_dir", lambda profile, name: root / name)

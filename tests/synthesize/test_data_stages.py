@@ -39,7 +39,7 @@ def settings_of(**overrides: Any) -> Profile:
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def make(stage: str, settings: Profile) -> Path:

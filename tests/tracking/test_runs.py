@@ -67,7 +67,7 @@ def test_round_trip(house, tracker):
     assert not any(key.startswith("sft.") for key in run.data.params)
 
     stored = tracker.client.download_artifacts(tracked.run_id, "profile.yaml")
-    assert profiles.parse(yaml.safe_load(Path(stored).read_text()), "stored") == house.profile
+    assert profiles.parse(yaml.safe_load(Path(stored).read_text(encoding="utf-8")), "stored") == house.profile
     assert {"profile.yaml", "result.json", "log.txt", "figures"} <= artifacts(tracker, tracked.run_id)
     assert artifacts(tracker, tracked.run_id, "figures") == {"figures/loss.png"}
 
@@ -177,7 +177,7 @@ def test_second_attempt_continues_the_run(house, tracker):
     context = StageContext(request)
     for step in range(6):
         context.log_metrics(step, {"train/loss": float(step)})
-    with open(context.output / "metrics.jsonl", "a") as file:
+    with open(context.output / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 6, "time": 1, "metr')  # cut by the kill
     first.fail("killed by SIGKILL")
     assert tracker.client.get_run(first.run_id).info.status == "FAILED"
@@ -185,7 +185,7 @@ def test_second_attempt_continues_the_run(house, tracker):
     second = tracker.start_stage(flow, "pretrain", request, 2)
     assert second.run_id == first.run_id
     second.follow()
-    with open(context.output / "metrics.jsonl", "a") as file:
+    with open(context.output / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write("\n")
     for step in range(3, 10):
         context.log_metrics(step, {"train/loss": float(step), "train/new": 1.0})
@@ -214,9 +214,9 @@ def test_flow_summary(house, tracker):
     assert run.info.status == "FINISHED"
     assert run.data.metrics["orchestration_share"] == pytest.approx(0.1)
     assert (run.data.metrics["stages_run"], run.data.metrics["stages_skipped"]) == (1, 1)
-    stored = json.loads(Path(tracker.client.download_artifacts(flow, "summary.json")).read_text())
+    stored = json.loads(Path(tracker.client.download_artifacts(flow, "summary.json")).read_text(encoding="utf-8"))
     assert [StageRow.from_json(row) for row in stored["stages"]] == rows
-    table = Path(tracker.client.download_artifacts(flow, "summary.md")).read_text()
+    table = Path(tracker.client.download_artifacts(flow, "summary.md")).read_text(encoding="utf-8")
     row = next(line for line in table.splitlines() if line.startswith("|") and "pretrain" in line)
     assert all(said in row for said in ("loss", "1 min 30 s", "7")), row
 

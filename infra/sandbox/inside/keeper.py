@@ -14,7 +14,7 @@ def number_after(word, *paths):
     """The number after `word` in the first of these cgroup files that exists (version 1 or 2); 0 without any."""
     for path in paths:
         try:
-            with open("/sys/fs/cgroup/" + path) as file:
+            with open("/sys/fs/cgroup/" + path, encoding="utf-8") as file:
                 for line in file:
                     name, _, value = line.partition(" ")
                     if name == word:

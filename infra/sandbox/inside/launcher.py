@@ -20,7 +20,7 @@ WORK = "/work"
 
 def guard():
     # When memory runs out, the job's side goes first; must come before PR_SET_DUMPABLE, which closes the file to us.
-    with open("/proc/self/oom_score_adj", "w") as file:
+    with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
         file.write("500")
     pr_set_dumpable = 4
     if ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0) != 0:

@@ -41,9 +41,11 @@ def survey(names: list[str], tokenizer_file: str, seed: int) -> None:
     The estimate is the N at which n draws of N equally likely problems give the d different ones found,
     d = N (1 - exp(-n / N)); where chances differ, there are more.
     """
-    from tokenizers import Tokenizer  # printing problems should not need it
+    from tokenizers import Tokenizer as Backend  # printing problems should not need it
 
-    tokenizer = Tokenizer.from_file(tokenizer_file)
+    from m1.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(Backend.from_file(tokenizer_file))
     print("| task | level | prompt tokens, mean / max | response tokens, mean / max | different problems |")
     print("| --- | --- | --- | --- | --- |")
     for name in names:
@@ -53,7 +55,7 @@ def survey(names: list[str], tokenizer_file: str, seed: int) -> None:
             rows = [problem.row(with_response=True).to_json() for problem in problems[:500]]
             cells = []
             for key in ("prompt", "response"):
-                lengths = [len(tokenizer.encode(str(content[key])).ids) for content in rows]
+                lengths = [len(tokenizer.encode_chat(str(content[key]))) for content in rows]
                 cells.append(f"{sum(lengths) / len(lengths):.0f} / {max(lengths)}")
             different = _population(SURVEY_DRAWS, len({problem.id for problem in problems}))
             print(f"| {name} | {level} | {cells[0]} | {cells[1]} | {different} |")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from m1.errors import M1Error
 from m1.tasks.swe.patches import Tree
-from m1.tasks.swe.sources import Repository, git, read_commit
+from m1.tasks.swe.sources import Repository, commit_of, git, read_commit
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,9 @@ def history(repository: Repository) -> list[str]:
     Raises:
         M1Error: no repository, no such revision.
     """
-    listed = git(
-        repository.folder, "log", "--first-parent", "--format=%H %P", f"-n{repository.commits}", repository.revision
-    )
-    rows = [line.split() for line in listed.decode().splitlines()]
+    newest = commit_of(repository.folder, repository.revision)
+    listed = git(repository.folder, "rev-list", "--first-parent", "--parents", f"-n{repository.commits}", newest)
+    rows = [line.split() for line in listed.decode("ascii").split("\n") if line]
     return [row[0] for row in rows if len(row) > 1]
 
 
@@ -48,8 +48,15 @@ def revert(repository: Repository, commit: str) -> Reverted | None:
     return Reverted(commit, right, faulty)
 
 
-def reverted_commits(repository: Repository) -> Iterator[Reverted]:
-    """The usable commits of a repository, newest first."""
+def reverted_commits(
+    repository: Repository, reject: Callable[[str, str], None] = lambda commit, reason: None
+) -> Iterator[Reverted]:
+    """The usable commits of a repository, newest first; one that cannot be read goes to `reject` with the reason."""
     for commit in history(repository):
-        if (found := revert(repository, commit)) is not None:
+        try:
+            found = revert(repository, commit)
+        except M1Error as error:
+            reject(commit, str(error))
+            continue
+        if found is not None:
             yield found

@@ -1,88 +1,156 @@
-"""Tasks from elsewhere: SWE-bench, SWE-Gym and SWE-smith instances, and GitHub issues with their pull requests.
+"""Tasks from elsewhere: SWE-bench, SWE-Gym and SWE-smith instances, and pull requests of a GitHub export.
 
 What they bring becomes the same schema as our own tasks. The trees are read from a local clone; where an instance does
-not name its tests, `stages.swe.ingest_run` finds them out in the sandbox.
+not name its tests, `stages.swe.ingest_run` finds them out in the sandbox. A row that cannot be used is handed to
+`reject` with the reason, and the others are taken.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from m1 import paths
+from m1.data.hub import json_lines
 from m1.errors import M1Error, UsageError
-from m1.tasks.swe.patches import PatchError, Tree, apply_diff, make_diff, parse_diff
+from m1.rows import LINES, Reject, objects, read_objects, require_any, shown
+from m1.tasks.swe.github import PullRequest
+from m1.tasks.swe.patches import PatchError, Tree, apply_diff, make_diff
 from m1.tasks.swe.python_source import changed_locations
-from m1.tasks.swe.sources import Repository, git, read_commit
+from m1.tasks.swe.sources import Repository, parent_of, read_commit
 from m1.tasks.swe.tasks import Kind, SweTask
 
+#: Told of a row that is not used: its name, or its place in the file, and the reason.
+Rejecting = Callable[[str, str], None]
+
 _NEEDED = ("instance_id", "repo", "base_commit", "patch", "problem_statement")
+_TESTS = ("FAIL_TO_PASS", "PASS_TO_PASS")
+_COMMIT = re.compile("[0-9a-fA-F]{7,64}")
+_MOST_ID = 200
 
 
 # --- SWE-bench, SWE-Gym ---
 
 
-def read_instances(source: str, *, revision: str | None = None, split: str = "test") -> list[dict[str, Any]]:
+def read_instances(
+    source: str,
+    *,
+    revision: str | None = None,
+    split: str = "test",
+    reject: Rejecting = lambda name, reason: None,
+    tests_named: bool = False,
+) -> list[dict[str, Any]]:
     """Instances of a .jsonl or .json file, of a folder of data files, or of a data set on the hub at a revision.
 
+    Args:
+        reject: of rows that are no instances, or have the id of an earlier one.
+        tests_named: an instance must name tests that the patch makes pass: nobody will find them out.
+
     Raises:
-        UsageError: no such file, not JSON, a hub data set without a revision, or an instance without a needed field.
+        UsageError: the file cannot be read, a hub data set without a revision, or not one row is an instance.
     """
+    rejected: list[Reject] = []
+    good: dict[str, dict[str, Any]] = {}
     path = Path(source) if Path(source).is_absolute() else paths.ROOT / source
-    if path.is_file():
-        rows = _read_json(path)
-    else:
-        if revision is None and not path.is_dir():
-            raise UsageError(
-                f"{source}: no such file, and a data set on the hub needs a revision", "Name the commit it is at."
-            )
-        import datasets
-
-        try:
-            loaded = datasets.load_dataset(str(path) if path.is_dir() else source, split=split, revision=revision)
-        except Exception as error:
-            raise UsageError(
-                f"data set {source}: {type(error).__name__}: {error}", "Check name and revision."
-            ) from error
-        rows = [dict(row) for row in loaded]
-    for number, row in enumerate(rows):
-        missing = [name for name in _NEEDED if not isinstance(row.get(name), str) or not row[name]]
-        if missing:
-            raise UsageError(
-                f"{source}: instance {row.get('instance_id', number)} has no {', '.join(missing)}",
-                "SWE-bench's fields are needed: " + ", ".join(_NEEDED) + ".",
-            )
-    return rows
-
-
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    for place, row in _rows(path, source, split, revision):
+        if isinstance(row, Reject):
+            rejected.append(row)
+            continue
+        name = row.get("instance_id")
+        named = name if isinstance(name, str) and name else place
+        fault = _fault(row, tests_named) or (f"{shown(name)} is given twice" if named in good else "")
+        if fault:
+            rejected.append(Reject(named[:_MOST_ID], fault))
         else:
-            rows = json.loads(text)
-            rows = list(rows.values()) if isinstance(rows, dict) else rows
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON: {error}", "Correct the file.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UsageError(f"{path}: expected a list of objects", "Correct the file.")
-    return rows
+            good[named] = row
+    for each in rejected:
+        reject(each.id, each.reason)
+    require_any(source, len(good), rejected)
+    return list(good.values())
+
+
+def _rows(path: Path, source: str, split: str, revision: str | None) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
+    """(place, row) of every row of a source."""
+    if path.is_file():
+        read = read_objects(path)
+        yield from ((each.id, each) for each in read.rejected)
+        yield from read.good
+        return
+    if not path.exists() and (Path(source).suffix in (".json", *LINES) or source.startswith(("/", "."))):
+        raise UsageError(f"no file {path}", "Check the name.")
+    if revision is None and not path.is_dir():
+        raise UsageError(
+            f"{source}: no such file, and a data set on the hub needs a revision", "Name the commit it is at."
+        )
+    import datasets
+
+    try:
+        files = json_lines(path, None, split) if path.is_dir() else []
+        for file in files:
+            yield from ((f"{file.name}:{number}", row) for number, row in objects(file))
+        if not files:
+            loaded = datasets.load_dataset(str(path) if path.is_dir() else source, split=split, revision=revision)
+            yield from ((f"row {number}", dict(row)) for number, row in enumerate(loaded))
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"data set {source}: {type(error).__name__}: {error}",
+            "Check name, split and revision; a .jsonl file given by itself is read row by row.",
+        ) from error
+
+
+def _fault(row: Mapping[str, Any], tests_named: bool) -> str:
+    """Why a row is no instance; empty if it is one."""
+    missing = [name for name in _NEEDED if row.get(name) is None or str(row[name]).strip() == ""]
+    if missing:
+        return f"it has no {', '.join(missing)}; SWE-bench's fields are needed: {', '.join(_NEEDED)}"
+    texts = [*_NEEDED, *(["test_patch"] if row.get("test_patch") is not None else [])]
+    for name in texts:
+        if not isinstance(row[name], str):
+            return f"{name} is not text but {shown(row[name])}"
+        if "\0" in row[name]:
+            return f"{name} has a NUL character"
+    if len(row["instance_id"]) > _MOST_ID or not row["instance_id"].isprintable():
+        return f"its instance_id {shown(row['instance_id'])} is too long or has control characters"
+    if not _COMMIT.fullmatch(row["base_commit"]):
+        return f"base_commit {shown(row['base_commit'])} is not a commit's hash"
+    for name in row:
+        if name not in _TESTS and isinstance(name, str) and name.upper() in _TESTS and name.upper() not in row:
+            return f"it has {shown(name)}, which is written {name.upper()}"
+    try:
+        wanted = {name: names_of_tests(row.get(name)) for name in _TESTS}
+    except UsageError as error:
+        return error.what
+    if tests_named and not wanted["FAIL_TO_PASS"]:
+        return "it names no tests that must pass (FAIL_TO_PASS); with --validate they are found out"
+    return ""
 
 
 def names_of_tests(value: Any) -> tuple[str, ...]:
-    """FAIL_TO_PASS and PASS_TO_PASS are lists in some sets and JSON text in others."""
+    """Tests of FAIL_TO_PASS and PASS_TO_PASS: a list in some sets, in others JSON text of a list, or of one name.
+
+    Raises:
+        UsageError: it is something else, or a name in it can be none of a test.
+    """
     if value is None or value == "":
         return ()
-    try:
-        names = json.loads(value) if isinstance(value, str) else list(value)
-    except ValueError as error:
-        raise UsageError(f"test list {value[:60]!r} is not JSON", "Correct the instance.") from error
-    return tuple(str(name) for name in names)
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            raise UsageError(f"the list of tests {shown(value)} is not JSON", "Correct the instance.") from None
+        found = [found] if isinstance(found, str) else found
+    if not isinstance(found, (list, tuple)):
+        raise UsageError(f"{shown(value)} is not a list of tests", "Correct the instance.")
+    for name in found:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or name.startswith("-"):
+            raise UsageError(f"{shown(name)} is not the name of a test", "Correct the instance.")
+    return tuple(dict.fromkeys(found))
 
 
 def task_of_instance(
@@ -137,65 +205,30 @@ def instance_of(task: SweTask, tree: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-# --- GitHub: exports of the gh command ---
+def tasks_of_instances(
+    rows: Iterable[Mapping[str, Any]], origin: Repository, reject: Rejecting
+) -> list[tuple[SweTask, Tree]]:
+    """The instances that can be used, with the tree of their base; the others go to `reject` with the reason."""
+    made = []
+    for row in rows:
+        try:
+            tree = read_commit(origin.folder, row["base_commit"], origin.exclude)
+            made.append((task_of_instance(row, tree, origin), tree))
+        except M1Error as error:
+            reject(str(row["instance_id"]), str(error))
+    return made
 
 
-@dataclass(frozen=True)
-class PullRequest:
-    """A merged pull request with the issues that it closes.
-
-    Attributes:
-        commit: its merge commit; base: that commit's first parent.
-    """
-
-    number: int
-    commit: str
-    issues: tuple[tuple[int, str, str], ...]
-
-
-_CLOSES = re.compile(r"\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?)[:\s]+(?:[\w.-]+/[\w.-]+)?#(\d+)", re.IGNORECASE)
-_PULL_FIELDS = "number,title,body,mergeCommit,closingIssuesReferences"
-_ISSUE_FIELDS = "number,title,body"
-
-
-def read_github(issues_file: Path, pulls_file: Path) -> list[PullRequest]:
-    """Pull requests that were merged and close an issue of the export, in the order of their numbers.
-
-    The files are the output of `gh issue list --state all --json number,title,body` and
-    `gh pr list --state merged --json number,title,body,mergeCommit,closingIssuesReferences`.
-
-    Raises:
-        UsageError: a file is not such an export.
-    """
-    issues = {}
-    for row in _read_json(issues_file):
-        _need(row, issues_file, _ISSUE_FIELDS.split(","))
-        issues[int(row["number"])] = (int(row["number"]), row["title"] or "", row["body"] or "")
-    found = []
-    for row in _read_json(pulls_file):
-        _need(row, pulls_file, _PULL_FIELDS.split(",")[:4])
-        merge = row["mergeCommit"]
-        named = [int(item["number"]) for item in row.get("closingIssuesReferences") or []]
-        named += [int(number) for number in _CLOSES.findall(f"{row['title'] or ''}\n{row['body'] or ''}")]
-        closed = tuple(issues[number] for number in dict.fromkeys(named) if number in issues)
-        if merge and closed:
-            found.append(PullRequest(int(row["number"]), merge["oid"], closed))
-    return sorted(found, key=lambda pull: pull.number)
-
-
-def _need(row: Mapping[str, Any], file: Path, names: Iterable[str]) -> None:
-    missing = [name for name in names if name not in row]
-    if missing:
-        raise UsageError(f"{file}: an entry has no {', '.join(missing)}", f"Export with --json {_PULL_FIELDS}.")
+# --- GitHub ---
 
 
 def task_of_pull(pull: PullRequest, origin: Repository) -> tuple[SweTask, Tree] | None:
     """A pull request as a repair task without its tests yet, and the tree of its base; None if it changes no code.
 
     Raises:
-        M1Error: the clone does not have the commit.
+        M1Error: the clone does not have the commit, or its parent.
     """
-    base_commit = git(origin.folder, "rev-parse", f"{pull.commit}^1").decode().strip()
+    base_commit = parent_of(origin.folder, pull.commit)
     base = read_commit(origin.folder, base_commit, origin.exclude)
     after = read_commit(origin.folder, pull.commit, origin.exclude)
     changed = {path for path in base.keys() | after.keys() if base.get(path) != after.get(path)}
@@ -223,16 +256,17 @@ def task_of_pull(pull: PullRequest, origin: Repository) -> tuple[SweTask, Tree] 
     return task, base
 
 
-def tasks_of_instances(
-    rows: Iterable[Mapping[str, Any]], origin: Repository, reject: Callable[[str, str], None]
-) -> list[tuple[SweTask, Tree]]:
-    """The instances that can be used, with the tree of their base; the others go to `reject` with the reason."""
+def tasks_of_pulls(pulls: Iterable[PullRequest], origin: Repository, reject: Rejecting) -> list[tuple[SweTask, Tree]]:
+    """The pull requests that can be used, with the tree of their base; the others go to `reject` with the reason."""
     made = []
-    for row in rows:
+    for pull in pulls:
         try:
-            parse_diff(row["patch"])
-            tree = read_commit(origin.folder, row["base_commit"], origin.exclude)
-            made.append((task_of_instance(row, tree, origin), tree))
+            found = task_of_pull(pull, origin)
         except (M1Error, PatchError) as error:
-            reject(str(row["instance_id"]), str(error))
+            reject(f"pull {pull.number}", str(error))
+            continue
+        if found is None:
+            reject(f"pull {pull.number}", "it changes no code outside of tests")
+        else:
+            made.append(found)
     return made

@@ -166,7 +166,12 @@ def render(seen: Observation) -> str:
         parts.append("I expect it to run through, as it did in the version before.")
     if seen.more:
         parts.append(f"{seen.more} other {'case goes' if seen.more == 1 else 'cases go'} wrong in the same way.")
-    return "\n\n".join(parts) + "\n"
+    return _readable("\n\n".join(parts) + "\n")
+
+
+def _readable(text: str) -> str:
+    """Halves of surrogate pairs, which messages and docstrings may have and no file in UTF-8 can hold, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def leak(text: str, gold_patch: str) -> str:
@@ -205,7 +210,7 @@ def issue(seen: Observation, gold_patch: str, ask: Callable[[str], str] | None =
             break
     if plain is None or ask is None:
         return plain
-    written = ask(PROMPT.format(report=plain)).strip()
+    written = _readable(ask(PROMPT.format(report=plain)).strip())
     usable = 40 <= len(written) <= 4 * len(plain) + 400 and not leak(written, gold_patch)
     return written + "\n" if usable else plain
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from m1.errors import ServiceError, UsageError
 from m1.files import read_lines, write_json, write_rows, write_text
+from m1.rows import read_json
 from m1.run.identity import code_digest
 from m1.tasks.sandbox import Job, Kind, Sandboxes
 from m1.tasks.swe import issue_text, validate
@@ -79,8 +80,8 @@ def make_shard(
     """
     final, print_ = shard(out, origin.name), options.fingerprint(spec, origin)
     if (final / "summary.json").is_file():
-        summary = json.loads((final / "summary.json").read_text())
-        if summary["fingerprint"] != print_:
+        summary = read_json(final / "summary.json")
+        if not isinstance(summary, dict) or summary.get("fingerprint") != print_:
             raise UsageError(
                 f"{final} was made with other settings or other code", "Choose another --out, or remove that folder."
             )
@@ -103,6 +104,9 @@ def make_shard(
     return summary
 
 
+_ENTRY = {"key", "value", "seconds"}
+
+
 class Journal:
     """What has been found out so far, one JSON object a line; begun again if the settings differ.
 
@@ -123,12 +127,15 @@ class Journal:
 
     @staticmethod
     def _read(file: Path) -> list[dict[str, Any]]:
-        lines = []
-        for line in read_lines(file) if file.is_file() else ():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
+        lines: list[dict[str, Any]] = []
+        try:
+            for line in read_lines(file) if file.is_file() else ():
+                content = json.loads(line)
+                if not isinstance(content, dict) or (lines and not content.keys() >= _ENTRY):
+                    break
+                lines.append(content)
+        except (ValueError, RecursionError):  # cut off, or not even UTF-8
+            pass
         return lines
 
     def add(self, key: str, value: Any, seconds: float) -> None:
@@ -300,7 +307,10 @@ class _Commits(_Shard):
 
     def run(self) -> None:
         options = self.options
-        for found in islice(reverted_commits(self.repository), options.limit * options.most):
+        unread: list[tuple[str, str]] = []
+        for found in islice(
+            reverted_commits(self.repository, lambda *each: unread.append(each)), options.limit * options.most
+        ):
             base = found.commit[:12]
             try:
                 baseline = self.baseline(f"baseline {base}", found.right, coverage=False)
@@ -319,6 +329,8 @@ class _Commits(_Shard):
             options.report(f"{self.origin.name}: {self.valid} valid of {sum(self.reasons.values())} commits")
             if self.valid >= options.limit:
                 break
+        for commit, reason in unread:
+            self.reject(commit[:12], "unread", message=reason[:300])
 
 
 # --- the whole set ---
@@ -423,7 +435,7 @@ def table(out: Path, summaries: Sequence[dict[str, Any]]) -> str:
     total: Counter[str] = Counter()
     minutes = 0.0
     for s in summaries:
-        spent = json.loads((shard(out, s["source"]) / "timing.json").read_text())["seconds"] / 60
+        spent = _minutes(shard(out, s["source"]) / "timing.json")
         minutes += spent
         total.update({"candidates": s["candidates"], "valid": s["valid"], **s["reasons"]})
         counts = [str(s["reasons"].get(reason, 0)) for reason in used]
@@ -434,6 +446,14 @@ def table(out: Path, summaries: Sequence[dict[str, Any]]) -> str:
     rows.append(["all", "", str(total["candidates"]), str(total["valid"]), *counts, *_rate(total["valid"], minutes)])
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def _minutes(timing: Path) -> float:
+    """What the sandbox took for a shard; nothing decides by it, so a damaged file counts as no time."""
+    try:
+        return float(read_json(timing)["seconds"]) / 60
+    except (UsageError, KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _rate(valid: int, minutes: float) -> list[str]:

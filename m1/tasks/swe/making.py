@@ -80,7 +80,7 @@ def _complete(profile: Profile, section: SweTasks) -> list[dict[str, JsonValue]]
     # The last file that is written, when all sources are there or have failed.
     if not (folder / "environments.json").is_file() or not all(file.is_file() for file in files):
         return []
-    return [json.loads(file.read_text()) for file in files]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _put_set(wish: Wish, section: SweTasks) -> int:

@@ -9,10 +9,15 @@ A search block must be found exactly once. Paths that leave the tree, links and 
 
 from __future__ import annotations
 
+import bisect
 import difflib
+import functools
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from m1.tasks.swe.diff_names import BadName, common_name, header_name, plain_names, whole_name, without_prefixes
 
 Tree = dict[str, bytes]
 
@@ -70,99 +75,132 @@ class Hunk:
 
 @dataclass
 class FileChange:
-    """What a diff does to one file; `old` is None for a new file, `new` for a deleted one."""
+    """What a diff does to one file; `old` is None for a new file, `new` for a deleted one.
+
+    Attributes:
+        hunks: none where only the name or the mode changes, and for an empty file.
+        is_copy: `old` stays.
+        commit: counts the commits of an export that holds several.
+    """
 
     old: str | None
     new: str | None
     hunks: list[Hunk] = field(default_factory=list)
+    is_copy: bool = False
+    commit: int = 0
+
+    @property
+    def moves(self) -> bool:
+        return self.old is not None and self.new is not None and self.old != self.new
 
 
 def parse_diff(text: str) -> list[FileChange]:
-    """The file changes of a unified diff, in git's or in plain form.
+    """The file changes of a unified diff, in git's or in plain form, of one commit or of several one after another.
+
+    Names are read as git writes them: quoted, with its usual prefixes, others or none; text around the diffs is not
+    read. A changed mode is not kept.
 
     Raises:
-        PatchError: no file header, a hunk that disagrees with its header, a binary patch, a link or submodule.
+        PatchError: no file header, a hunk that disagrees with its header, a binary patch, a link or submodule, a
+            combined diff of a merge.
     """
-    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    changes: list[FileChange] = []
-    header: dict[str, str] = {}
-    position = 0
-    while position < len(lines):
-        line = lines[position].rstrip("\n")
-        following = lines[position + 1].rstrip("\n") if position + 1 < len(lines) else ""
-        if line.startswith("diff --git "):
-            _close(header, changes)
-            header = {"git": line}
-        elif line.startswith("--- ") and following.startswith("+++ "):
-            change = FileChange(_header_path(line[4:], "a/"), _header_path(following[4:], "b/"))
-            if change.old is None and change.new is None:
-                raise PatchError("a file header names /dev/null on both sides")
-            header = {}
-            changes.append(change)
-            position = _parse_hunks(lines, position + 2, change)
-            continue
-        elif line.startswith("@@ -"):
-            raise PatchError(f"line {position + 1}: a hunk without a file header")
-        elif line.startswith(("GIT binary patch", "Binary files ")):
-            raise PatchError(f"line {position + 1}: binary patches are refused")
-        elif header:
-            _read_git_line(line, header)
-        elif changes and line[:1] in ("+", "-", " ") and line not in ("-- ", "--") and line.strip():
-            raise PatchError(f"line {position + 1}: a hunk is longer than its header says")
-        position += 1
-    _close(header, changes)
-    if not changes:
-        raise PatchError("no file header (--- and +++ lines) found")
-    return changes
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise PatchError("it has half of a surrogate pair, which no file can hold") from None
+    try:
+        return _Reader(text).read()
+    except BadName as error:
+        raise PatchError(str(error)) from None
 
 
-def _read_git_line(line: str, header: dict[str, str]) -> None:
-    mode = re.match(r"^(?:new file mode|deleted file mode|old mode|new mode) (\d+)$", line)
-    if mode and mode[1] not in ("100644", "100755"):
-        raise PatchError(f"mode {mode[1]}: links and submodules are refused")
-    for key in ("rename from", "rename to", "copy from", "copy to", "new file mode", "deleted file mode"):
-        if line.startswith(key + " "):
-            header[key] = line[len(key) + 1 :]
+class _Reader:
+    """Goes through a diff line by line."""
 
+    def __init__(self, text: str) -> None:
+        self.lines: list[str] = re.findall(r"[^\n]*\n|[^\n]+", text)
+        self.at = 0
+        self.header: _Header | None = None
+        self.changes: list[FileChange] = []
+        self.commit = 0
 
-def _close(header: dict[str, str], changes: list[FileChange]) -> None:
-    """Changes that git writes without hunks: a rename, an empty file made or removed."""
-    if "rename from" in header and "rename to" in header:
-        changes.append(FileChange(safe_path(header["rename from"]), safe_path(header["rename to"])))
-    elif "copy from" in header:
-        raise PatchError("copies are refused; write the new file in full")
-    elif "new file mode" in header or "deleted file mode" in header:
-        match = re.match(r"^diff --git a/(.+) b/\1$", header["git"])
-        if match is None:
-            raise PatchError(f"cannot read the paths of {header['git']!r}")
-        path = safe_path(match[1])
-        changes.append(FileChange(None, path) if "new file mode" in header else FileChange(path, None))
+    def read(self) -> list[FileChange]:
+        while self.at < len(self.lines):
+            line, following = self._line(self.at), self._line(self.at + 1)
+            if line.startswith("diff --git "):
+                self._close()
+                self.header = _Header(line.removeprefix("diff --git "))
+            elif line.startswith("--- ") and following.startswith("+++ "):
+                self._file(line[4:], following[4:])
+                continue
+            elif line.startswith("@@ -"):
+                raise PatchError(f"line {self.at + 1}: a hunk without a file header")
+            elif line.startswith("GIT binary patch") or re.match(r"Binary files .* differ$", line):
+                raise PatchError(f"line {self.at + 1}: binary patches are refused")
+            elif line.startswith(("diff --cc ", "diff --combined ")):
+                raise PatchError(
+                    f"line {self.at + 1}: combined diffs of a merge are refused; give one against a parent"
+                )
+            elif self.header is None or not self.header.read(line):
+                self._close()
+                self.commit += bool(re.match("From [0-9a-f]{7,64} ", line))
+            self.at += 1
+        self._close()
+        if not self.changes:
+            raise PatchError("no file header (--- and +++ lines) found")
+        return self.changes
 
+    def _line(self, at: int) -> str:
+        """Without its end; mail programs and editors may have made it that of Windows."""
+        return self.lines[at].removesuffix("\n").removesuffix("\r") if at < len(self.lines) else ""
 
-def _header_path(text: str, prefix: str) -> str | None:
-    path = text.split("\t")[0].rstrip()
-    if path == "/dev/null":
-        return None
-    return safe_path(path.removeprefix(prefix))
+    def _close(self) -> None:
+        """The end of a header behind which there are no hunks."""
+        if self.header is not None and (change := self.header.alone()) is not None:
+            self._add(change)
+        self.header = None
 
+    def _add(self, change: FileChange) -> None:
+        change.commit = self.commit
+        for path in (change.old, change.new):
+            if path is not None:
+                safe_path(path)
+        self.changes.append(change)
 
-def _parse_hunks(lines: list[str], position: int, change: FileChange) -> int:
-    """Read the hunks that follow a file header; returns the index of the first line after them."""
-    while position < len(lines) and (match := _HUNK.match(lines[position])):
+    def _file(self, old: str, new: str) -> None:
+        """A file with hunks; `old` and `new` as they stand behind --- and +++."""
+        names = header_name(old), header_name(new)
+        if names == (None, None):
+            raise PatchError("a file header names /dev/null on both sides")
+        change = self.header.with_hunks(*names) if self.header is not None else FileChange(*plain_names(*names))
+        self.header = None
+        self._add(change)
+        self.at += 2
+        while self.at < len(self.lines) and (match := _HUNK.match(self.lines[self.at])):
+            change.hunks.append(self._hunk(match))
+        if not change.hunks:
+            raise PatchError(f"no hunk follows the header of {change.new or change.old}")
+        line = self._line(self.at)
+        if line[:1] in ("+", "-", " ") and line.strip() not in ("", "--") and not self._is_file_header():
+            raise PatchError(f"line {self.at + 1}: a hunk is longer than its header says")
+
+    def _is_file_header(self) -> bool:
+        return self._line(self.at).startswith("--- ") and self._line(self.at + 1).startswith("+++ ")
+
+    def _hunk(self, match: re.Match[str]) -> Hunk:
         old_left, new_left = (int(match[group]) if match[group] is not None else 1 for group in (2, 4))
-        hunk = Hunk(int(match[1]), [], [])
-        where = position + 1
-        position += 1
+        hunk, where = Hunk(int(match[1]), [], []), self.at + 1
+        self.at += 1
         while old_left > 0 or new_left > 0:
-            if position >= len(lines):
+            if self.at >= len(self.lines):
                 raise PatchError(f"line {where}: the hunk is shorter than its header says")
-            line = lines[position] if lines[position].endswith("\n") else lines[position] + "\n"
-            position += 1
+            line = self.lines[self.at] if self.lines[self.at].endswith("\n") else self.lines[self.at] + "\n"
+            self.at += 1
             sign, body = (line[0], line[1:]) if line != "\n" else (" ", "\n")
             if sign not in " +-":
-                raise PatchError(f"line {position}: {line[:40].rstrip()!r} is not a line of a hunk")
-            if position < len(lines) and lines[position].startswith("\\ "):
-                body, position = body[:-1], position + 1
+                raise PatchError(f"line {self.at}: {line[:40].rstrip()!r} is not a line of a hunk")
+            if self.at < len(self.lines) and self.lines[self.at].startswith("\\ "):
+                body, self.at = body[:-1], self.at + 1
             if sign in " -":
                 hunk.old.append(body)
                 old_left -= 1
@@ -171,10 +209,66 @@ def _parse_hunks(lines: list[str], position: int, change: FileChange) -> int:
                 new_left -= 1
         if old_left or new_left:
             raise PatchError(f"line {where}: the hunk disagrees with its header")
-        change.hunks.append(hunk)
-    if not change.hunks:
-        raise PatchError(f"no hunk follows the header of {change.new or change.old}")
-    return position
+        return hunk
+
+
+class _Header:
+    """The lines that git writes from `diff --git` on, before the hunks."""
+
+    _KEYS = (
+        "old mode", "new mode", "new file mode", "deleted file mode", "rename from", "rename to", "copy from",
+        "copy to", "similarity index", "dissimilarity index", "index",
+    )  # fmt: skip
+
+    def __init__(self, names: str) -> None:
+        self.names = names
+        self.said: dict[str, str] = {}
+
+    def read(self, line: str) -> bool:
+        """Whether this is another line of the header."""
+        key = next((key for key in self._KEYS if line.startswith(key + " ")), None)
+        if key is None:
+            return False
+        value = self.said[key] = line[len(key) + 1 :]
+        mode = value.partition(" ")[2] if key == "index" else value if key.endswith("mode") else ""
+        if mode and not re.fullmatch("100[0-7]{3}", mode.strip()):
+            raise PatchError(f"mode {mode[:20]}: links and submodules are refused")
+        return True
+
+    def _moved(self) -> FileChange | None:
+        for kind in ("rename", "copy"):
+            if f"{kind} from" in self.said and f"{kind} to" in self.said:
+                old, new = (whole_name(self.said[f"{kind} {side}"]) for side in ("from", "to"))
+                return FileChange(old, new, is_copy=kind == "copy")
+        return None
+
+    def alone(self) -> FileChange | None:
+        """What it says without hunks: a move, an empty file made or removed, another mode; None if nothing."""
+        if moved := self._moved():
+            return moved
+        if not self.said.keys() & {"new file mode", "deleted file mode", "old mode"}:
+            return None
+        path = common_name(self.names)
+        if path is None:
+            raise PatchError(f"cannot read the paths of 'diff --git {self.names[:200]}'")
+        if "new file mode" in self.said:
+            return FileChange(None, path)
+        return FileChange(path, None if "deleted file mode" in self.said else path)
+
+    def with_hunks(self, old: str | None, new: str | None) -> FileChange:
+        """`old` and `new` are what stands behind --- and +++; None for /dev/null."""
+        if moved := self._moved():
+            return moved
+        if old is not None and new is not None:
+            both = old if old == new else without_prefixes(old, new)  # git writes another prefix on each side, or none
+            if both:
+                return FileChange(both, both)
+        elif path := common_name(self.names):
+            return FileChange(old and path, new and path)
+        return FileChange(*plain_names(old, new))
+
+
+# --- applying ---
 
 
 def apply_diff(tree: Mapping[str, bytes], text: str) -> Tree:
@@ -184,37 +278,47 @@ def apply_diff(tree: Mapping[str, bytes], text: str) -> Tree:
         PatchError: see the head of this module.
     """
     result = dict(tree)
-    for change in parse_diff(text):
-        if change.old is None:
-            before: list[str] = []
-            if change.new in result:
-                raise PatchError(f"{change.new} exists already")
-        elif change.old not in result:
-            raise PatchError(f"{change.old} does not exist")
-        else:
-            before = split_lines(result[change.old])
-        after = _apply_hunks(before, change)
-        if change.old is not None:
-            del result[change.old]
-        if change.new is None:
-            if after:
-                raise PatchError(f"{change.old}: deleted, but lines remain")
-            continue
-        if change.new in result:
-            raise PatchError(f"{change.new} exists already")
-        _no_clash(result, change.new)
-        result[change.new] = join_lines(after)
+    for _, changes in itertools.groupby(parse_diff(text), lambda change: change.commit):
+        _apply_commit(result, list(changes))
     return result
+
+
+def _apply_commit(tree: Tree, changes: list[FileChange]) -> None:
+    """Apply the changes of one commit in place. As with git, moves and copies speak of the files before all of them."""
+    before = dict(tree)
+    leaving = {change.old for change in changes if change.new is None or (change.moves and not change.is_copy)}
+    for change in changes:
+        old, new = change.old, change.new
+        source = before if change.moves else tree
+        if old is not None and old not in source:
+            raise PatchError(f"{old} does not exist")
+        after = _apply_hunks(split_lines(source[old]) if old is not None else [], change)
+        if old is not None and (new is None or (change.moves and not change.is_copy)) and old in leaving:
+            leaving.remove(old)
+            del tree[old]
+        if new is None:
+            if after:
+                raise PatchError(f"{old}: deleted, but lines remain")
+            continue
+        if new != old and new in tree and new not in leaving:
+            raise PatchError(f"{new} exists already")
+        if new != old:
+            leaving.discard(new)  # what was there has made room already
+        tree[new] = join_lines(after)
+    for change in changes:
+        if change.new is not None and change.new != change.old and change.new in tree:
+            _no_clash(tree, change.new)
 
 
 def _apply_hunks(lines: list[str], change: FileChange) -> list[str]:
     name = change.old or change.new
     result: list[str] = []
     done = 0
+    finder = _Finder(lines)
     for hunk in change.hunks:
         if not hunk.old and lines:
             raise PatchError(f"{name}: a hunk without context cannot be placed")
-        place = _place(lines, hunk, done, str(name))
+        place = _place(finder, hunk, done, str(name))
         result += lines[done:place] + hunk.new
         done = place + len(hunk.old)
     result += lines[done:]
@@ -223,17 +327,48 @@ def _apply_hunks(lines: list[str], change: FileChange) -> list[str]:
     return result
 
 
-def _place(lines: list[str], hunk: Hunk, done: int, name: str) -> int:
+def _place(finder: _Finder, hunk: Hunk, done: int, name: str) -> int:
     """Index of the first line that the hunk replaces."""
     size = len(hunk.old)
     stated = hunk.start - 1 if size else hunk.start
-    if stated >= done and lines[stated : stated + size] == hunk.old:
+    if stated >= done and finder.lines[stated : stated + size] == hunk.old:
         return stated
-    places = [at for at in range(done, len(lines) - size + 1) if lines[at : at + size] == hunk.old]
+    places = finder.places(hunk.old, done)
     if len(places) == 1:
         return places[0]
-    found = f"fits {len(places)} places" if places else "does not fit"
+    found = "fits 2 places or more" if places else "does not fit"
     raise PatchError(f"{name}: the hunk at line {hunk.start} {found}")
+
+
+class _Finder:
+    """Where lines stand in a file, found in time linear in the file whatever is in it."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return "\n" + "".join(self.lines)
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """Of every line, the place of the line feed before it."""
+        return [0, *itertools.accumulate(map(len, self.lines))]
+
+    def places(self, part: list[str], start: int) -> list[int]:
+        """The first two indices, `start` or later, at which the lines of `part` stand."""
+        if not part or any(not line.endswith("\n") for line in part[:-1]):
+            return []
+        wanted = "\n" + "".join(part)
+        if not part[-1].endswith("\n"):  # only at the end of the file
+            at = len(self.lines) - len(part)
+            return [at] if at >= start and self._text.endswith(wanted) else []
+        found: list[int] = []
+        at = self._text.find(wanted, self._starts[start])
+        while at >= 0 and len(found) < 2:
+            found.append(bisect.bisect_left(self._starts, at))
+            at = self._text.find(wanted, at + 1)
+        return found
 
 
 def _no_clash(tree: Mapping[str, bytes], path: str) -> None:
@@ -258,7 +393,8 @@ def make_diff(old: Mapping[str, bytes], new: Mapping[str, bytes], context: int =
             parts.append("new file mode 100644\n")
         if path not in new:
             parts.append("deleted file mode 100644\n")
-        names = (f"a/{path}" if path in old else "/dev/null", f"b/{path}" if path in new else "/dev/null")
+        end = "\t" if " " in path else ""  # as git ends a name with blanks
+        names = (f"a/{path}{end}" if path in old else "/dev/null", f"b/{path}{end}" if path in new else "/dev/null")
         for line in difflib.unified_diff(before, after, *names, n=context, lineterm="\n"):
             parts.append(line if line.endswith("\n") else f"{line}\n{_NO_NEWLINE}\n")
     return "".join(parts)

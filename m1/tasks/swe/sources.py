@@ -7,9 +7,12 @@ git's own plumbing, without a checkout and so without its hooks and filters.
 from __future__ import annotations
 
 import fnmatch
+import lzma
+import os
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -21,6 +24,7 @@ from m1.config.reading import describe, read_yaml
 from m1.data.corpus_spec import PypiSource, Sha256
 from m1.data.fetch import fetch
 from m1.errors import M1Error, UsageError
+from m1.tasks.swe.github import slug_of_url
 from m1.tasks.swe.patches import PatchError, Tree, safe_path
 
 #: A source larger than this is not for a sandbox of some hundred MB.
@@ -78,12 +82,27 @@ class Repository(_Origin):
     """A git repository on this machine; faults are its real commits, reverted."""
 
     path: str = Field(description="folder of the repository, relative to the checkout unless absolute")
-    revision: str = Field("HEAD", description="newest commit looked at")
+    revision: str = Field("HEAD", pattern=r"^[^-].*$", description="newest commit looked at")
+    github: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name there; by default what its remotes say"
+    )
     commits: int = Field(200, ge=1, description="how many commits of its first-parent history are looked at")
 
     @property
     def folder(self) -> Path:
         return paths.ROOT / self.path
+
+    def names_on_github(self) -> set[str]:
+        """owner/name, in lower case: what the spec says, else of every remote of the clone; empty if neither does.
+
+        Raises:
+            M1Error: no git, or no repository.
+        """
+        if self.github is not None:
+            return {self.github.lower()}
+        listed = git(self.folder, "config", "--get-regexp", r"^remote\..*\.url$", allowed=(0, 1))
+        urls = (line.partition(" ")[2] for line in listed.decode("utf-8", "replace").split("\n"))
+        return {slug for url in urls if (slug := slug_of_url(url))}
 
 
 class Environment(_Part):
@@ -124,9 +143,10 @@ def load(path: Path) -> SweSpec:
         UsageError: the file is missing or not YAML, or a field is unknown, mistyped or impossible.
     """
     try:
-        return SweSpec.model_validate(read_yaml(path))
+        content = read_yaml(path)
+        return SweSpec.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{path}: {describe(error, SweSpec)}", "Correct the file.") from error
+        raise UsageError(f"{path}: {describe(error, SweSpec, content)}", "Correct the file.") from error
 
 
 def _below(path: str, places: Iterable[str]) -> bool:
@@ -155,18 +175,33 @@ def read_archive(archive: Path) -> Tree:
             members = _zip_members(archive)
         else:
             members = _tar_members(archive)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except _DAMAGED as error:
         raise UsageError(
             f"{archive}: cannot be read as an archive: {error}", "Remove it and fetch it again."
         ) from error
     tops = {name.split("/")[0] for name in members}
     if len(tops) == 1 and all("/" in name for name in members):
         members = {name.partition("/")[2]: content for name, content in members.items()}
-    members = {name: content for name, content in members.items() if ".git" not in name.split("/")}
+    members = {name: content for name, content in members.items() if ".git" not in name.split("/") and _is_text(name)}
     try:
         return {safe_path(name): members[name] for name in sorted(members)}
     except PatchError as error:
         raise UsageError(f"{archive}: {error}", "Do not use this archive.") from error
+
+
+#: What the standard library raises of archives that are cut short, encrypted, packed in an unknown way or not archives.
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, RuntimeError, ValueError,
+)  # fmt: skip
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is in UTF-8: no patch can speak of any other."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tar_members(archive: Path) -> Tree:
@@ -200,21 +235,57 @@ def _check_size(where: Path, files: int, size: int) -> None:
 # --- git ---
 
 
-def git(folder: Path, *arguments: str) -> bytes:
-    """Output of a git command that only reads.
+def git(folder: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> bytes:
+    """Output of a git command that only reads. `allowed` are the exit codes that are no failure.
 
     Raises:
-        M1Error: git is missing or fails; its last line is in the message.
+        M1Error: git is missing or fails; what it says first of the cause is in the message.
     """
-    command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run([*_GIT, str(folder), *arguments], capture_output=True, check=False, env=_environment())
     except FileNotFoundError as error:
         raise M1Error("git is not on this machine", "Install it.") from error
-    if done.returncode:
-        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    if done.returncode not in allowed:
+        said = done.stderr.decode("utf-8", "replace").strip().split("\n")
+        reason = next((line for line in said if line.startswith("fatal: ")), said[0] or "no message")
         raise M1Error(f"{folder}: git {arguments[0]} failed: {reason}", "Check the repository and the revision.")
     return done.stdout
+
+
+_GIT = ("git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-C")
+
+
+def _environment() -> dict[str, str]:
+    """Without what names another repository than the folder's; git neither asks nor fetches what is missing."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {**kept, "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+
+
+def commit_of(folder: Path, revision: str) -> str:
+    """The hash of the commit that a revision names.
+
+    Raises:
+        M1Error: no repository, or no such commit in it.
+    """
+    git(folder, "rev-parse", "--git-dir")  # is it a repository at all?
+    found = git(
+        folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", allowed=(0, 1, 128)
+    )
+    if not found.strip():
+        raise M1Error(f"{folder} has no commit {revision}", "Fetch the whole repository, or name another revision.")
+    return found.decode("ascii").strip()
+
+
+def parent_of(folder: Path, commit: str) -> str:
+    """The hash of a commit's first parent.
+
+    Raises:
+        M1Error: no repository, no such commit, or it has no parent.
+    """
+    listed = git(folder, "rev-list", "--parents", "-n1", commit_of(folder, commit)).decode("ascii").split()
+    if len(listed) < 2:
+        raise M1Error(f"{folder}: commit {commit} has no parent", "Fetch the whole history, or leave it out.")
+    return listed[1]
 
 
 def read_commit(folder: Path, commit: str, exclude: Iterable[str] = ()) -> Tree:
@@ -224,7 +295,7 @@ def read_commit(folder: Path, commit: str, exclude: Iterable[str] = ()) -> Tree:
         M1Error: no repository, no such commit.
         UsageError: more than `MAX_BYTES` or `MAX_FILES`.
     """
-    listed = git(folder, "ls-tree", "-r", "-z", "--full-tree", f"{commit}^{{commit}}").split(b"\0")[:-1]
+    listed = git(folder, "ls-tree", "-r", "-z", "--full-tree", commit_of(folder, commit)).split(b"\0")[:-1]
     wanted: Tree = {}
     for entry in listed:
         info, _, name = entry.partition(b"\t")
@@ -242,7 +313,10 @@ def read_commit(folder: Path, commit: str, exclude: Iterable[str] = ()) -> Tree:
 def _read_blobs(folder: Path, wanted: Tree) -> Tree:
     """Contents of blobs through one `git cat-file --batch`."""
     with subprocess.Popen(
-        ["git", "-C", str(folder), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*_GIT, str(folder), "cat-file", "--batch"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=_environment(),
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         tree: Tree = {}

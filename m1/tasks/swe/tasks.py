@@ -95,7 +95,9 @@ class TaskSet:
             raise UsageError(f"{folder}: no tasks.jsonl", "Make the set with python -m stages.swe.")
         self.tasks = [_read(line, f"{file}:{number}") for number, line in enumerate(read_lines(file), 1)]
         places = folder / "environments.json"
-        self.environments: dict[str, list[str]] = json.loads(places.read_text()) if places.is_file() else {}
+        self.environments: dict[str, list[str]] = (
+            json.loads(places.read_text(encoding="utf-8")) if places.is_file() else {}
+        )
         self._tree = lru_cache(maxsize=8)(self._read_tree)
         self._tests = lru_cache(maxsize=8)(self._read_tests)
 
@@ -108,7 +110,7 @@ class TaskSet:
         return read_archive(file)
 
     def _read_tests(self, file: Path) -> list[str]:
-        return json.loads(file.read_text())["tests"]
+        return json.loads(file.read_text(encoding="utf-8"))["tests"]
 
     def base(self, task: SweTask) -> Tree:
         """The tree that `setup_patch` applies to; not to be changed."""

@@ -62,6 +62,7 @@ class Verdict:
 REASONS = {
     "not reached": "no reliable test runs the faulty lines",
     "survives": "every test passes on it",
+    "unread": "the commit cannot be read",
     "collection": "the tests cannot be collected",
     "hangs": "a test goes over its time",
     "dies": "the run ends early: memory, time, crash",

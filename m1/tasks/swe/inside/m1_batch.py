@@ -54,7 +54,7 @@ def become(run):
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(TREE)
-        with open("m1_probe.json", "w") as file:
+        with open("m1_probe.json", "w", encoding="utf-8") as file:
             json.dump(run["asked"], file)
         folders = [os.path.normpath(os.path.join(TREE, folder)) for folder in run["path"]]
         sys.path[:] = [TREE, *folders, *sys.path[1:], HERE]
@@ -91,7 +91,7 @@ def wait(process, seconds):
 
 
 def children():
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="utf-8") as file:
         return [int(number) for number in file.read().split()]
 
 
@@ -110,7 +110,7 @@ def main():
     for name in _pytest.config.builtin_plugins:
         if name != "pytester":
             __import__(f"_pytest.{name}")
-    with open("m1_batch.json") as file:
+    with open("m1_batch.json", encoding="utf-8") as file:
         runs = json.load(file)
     share_compiled()
     gc.freeze()  # what is here before the forks is never looked through again by any of them
@@ -130,7 +130,7 @@ def main():
             file.seek(max(0, os.path.getsize(OUTPUT) - 2000))
             tail = file.read().decode(errors="replace")
         killed = status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        with open(result, "w") as file:
+        with open(result, "w", encoding="utf-8") as file:
             json.dump({"ended": "timeout" if status is None else "memory" if killed else "crash", "output": tail}, file)
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-with open("m1_probe.json") as _file:
+with open("m1_probe.json", encoding="utf-8") as _file:
     ASKED = json.load(_file)
 ROOT = os.getcwd() + os.sep
 RESULT: dict = {"outcomes": {}, "seconds": {}, "failures": {}, "collection_errors": [], "lines": {}, "hung": None}
@@ -22,7 +22,7 @@ _running = {"id": None, "since": 0.0}
 
 
 def _write():
-    with open("m1_result.json.part", "w") as file:
+    with open("m1_result.json.part", "w", encoding="utf-8") as file:
         json.dump(RESULT, file)
     os.replace("m1_result.json.part", "m1_result.json")
 
