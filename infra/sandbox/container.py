@@ -45,6 +45,10 @@ class Unusable(Exception):
     """The container could not be made, or failed before the job's command began."""
 
 
+class Refused(Exception):
+    """The job's files cannot be laid out; another container would not take them either."""
+
+
 @dataclass
 class Ended:
     """How the job ended, and the messages of its test run."""
@@ -110,6 +114,8 @@ class Container:
         """
         try:
             self._lay(job, tests)
+        except Refused as error:
+            return Ended(Result(Kind.REFUSED, None, "", False, 0.0, {}, _one_line(error)))
         except (Gone, Nonsense, TimeoutError) as error:
             raise Unusable(f"the container ended before the job began: {_one_line(error)}") from error
         started = time.monotonic()
@@ -146,7 +152,7 @@ class Container:
         assert self._keeper is not None
         try:
             spent = _ask(self._keeper, {"what": "account"}, [])
-        except (Unusable, Gone, Nonsense, TimeoutError):
+        except (Refused, Gone, Nonsense, TimeoutError):
             return self._post_mortem()
         if spent["memory"]:
             return Kind.MEMORY, f"a process was killed at the memory limit of {self.limits.memory_mb} MiB"
@@ -249,7 +255,7 @@ def _ask(stream: Stream, head: dict[str, Any], contents: list[bytes]) -> dict[st
     if answer is None:
         raise Nonsense("output in place of an answer")
     if "error" in answer[0]:
-        raise Unusable(f"the job's files could not be laid in: {answer[0]['error']}")
+        raise Refused(f"the job's files cannot be laid out: {answer[0]['error']}")
     return answer[0]
 
 

@@ -20,7 +20,12 @@ class Kind(enum.Enum):
     MEMORY = "memory"  # the kernel killed a process of the job at the memory limit
     OUTPUT_LIMIT = "output-limit"  # more output than allowed; the whole container was killed
     KILLED = "killed"  # ended by a signal, or the job killed the process that watches it
+    REFUSED = "refused"  # the job's files cannot be laid out: too many, too deep, too large together; nothing ran
     INFRASTRUCTURE = "infrastructure"  # the engine or the image failed: says nothing about the job, never score it
+
+
+#: Characters of a path, bytes of one name (what Linux takes), and names in a path.
+MOST_PATH, MOST_NAME, MOST_FOLDERS = 1024, 255, 64
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,14 @@ def check_path(path: str) -> None:
     UsageError: `path` is not a plain relative path below the work area, in its shortest form.
     """
     parts = path.split("/")
-    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts) or len(path) > 1024:
-        raise UsageError(f"sandbox path {path!r}: not a plain relative path", "Leave out '/', '.' and '..' parts.")
+    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts) or len(path) > MOST_PATH:
+        raise UsageError(f"sandbox path {path[:80]!r}: not a plain relative path", "Leave out '/', '.' and '..' parts.")
     try:
-        path.encode()
+        longest = max(len(part.encode()) for part in parts)
     except UnicodeEncodeError as error:
-        raise UsageError(f"sandbox path {path!r} is not UTF-8", "Rename the file.") from error
+        raise UsageError(f"sandbox path {path[:80]!r} is not UTF-8", "Rename the file.") from error
+    if longest > MOST_NAME or len(parts) > MOST_FOLDERS:
+        raise UsageError(f"sandbox path {path[:80]!r}: a name too long, or too many folders", "Shorten it.")
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,17 @@ has a number for each end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from m1.errors import M1Error
+from m1.errors import M1Error, UsageError
+from m1.tasks.confined import confined
 from m1.tasks.sandbox import Kind, Limits, Sandbox, TestReport
-from m1.tasks.swe.localise import overlap, parse_locations
-from m1.tasks.swe.patches import PatchError, Tree, apply_answer, apply_diff
-from m1.tasks.swe.python_source import NotPython, parse
+from m1.tasks.swe.answers import MAX_ANSWER, Repair, parse_locations, read_repair, read_test
+from m1.tasks.swe.localise import overlap
 from m1.tasks.swe.tasks import SweTask, TaskSet
 
-MAX_ANSWER = 200_000
 #: Of the run that judges an answer; suites of the packages in data_specs/swe.yaml take some seconds.
 LIMITS = Limits(memory_mb=768, cpus=1.0, pids=128, file_mb=64, work_mb=256, output_kb=256, seconds=300.0)
 
@@ -35,6 +33,7 @@ class End(Enum):
     BAD_PATCH = "bad-patch"  # in no known form, does not apply, or leaves the tree
     EMPTY = "empty"
     TAMPERED = "tampered"  # the answer changed the test run itself
+    OVERSIZED = "oversized"  # longer than any answer that is read
 
 
 #: A response without an answer block; it never reaches the sandbox.
@@ -53,6 +52,7 @@ class Weights:
     bad_patch: float = 0.0
     empty: float = 0.0
     tampered: float = 0.0
+    oversized: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,55 @@ class Judgement:
 
 def _ended(end: End, weights: Weights, message: str = "", fixed: int = 0, broken: int = 0) -> Judgement:
     value = 1.0 if end is End.RESOLVED else getattr(weights, end.name.lower())
-    return Judgement(end, value, message[:500], fixed, broken)
+    # The message may quote the answer, and goes into files and logs that are UTF-8.
+    shown = " ".join(message[:500].encode("utf-8", "replace").decode().split())
+    return Judgement(end, value, shown, fixed, broken)
+
+
+def _oversized(answer: str, weights: Weights) -> Judgement | None:
+    if len(answer) <= MAX_ANSWER:
+        return None
+    return _ended(End.OVERSIZED, weights, f"{len(answer)} characters, at most {MAX_ANSWER} are read")
+
+
+# --- runs, and whose fault it is when one fails ---
+
+_CONTROL: dict[str, bytes | str] = {"test_control.py": "def test_control():\n    assert sum([20, 22]) == 42\n"}
+
+
+def run_tests(
+    sandbox: Sandbox, files: Mapping[str, bytes | str], tests: Sequence[str], limits: Limits | None
+) -> TestReport:
+    """A test run of a tree with an answer in it, with a kind that is the answer's own doing.
+
+    Where the sandbox fails, or refuses the files, a control job that is known to be good follows on the same engine: if
+    that passes, the engine is well, and what failed was the answer.
+
+    Raises:
+        M1Error: the sandbox itself failed, which says nothing about the answer.
+    """
+    limits = limits or LIMITS
+    try:
+        report = sandbox.run_tests(dict(files), tests, limits)
+        if report.kind is not Kind.INFRASTRUCTURE:
+            return report
+        kind, failure = Kind.KILLED, M1Error(
+            f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged."
+        )  # fmt: skip
+    except UsageError as error:
+        kind, failure = Kind.REFUSED, error
+    if not engine_is_well(sandbox, limits):
+        raise failure
+    return TestReport(kind, {}, 0.0, f"{failure.what} (a control job on the same engine passed)", tampered=False)
+
+
+def engine_is_well(sandbox: Sandbox, limits: Limits) -> bool:
+    """Whether a job that is known to be good passes."""
+    try:
+        report = sandbox.run_tests(dict(_CONTROL), list(_CONTROL), limits)
+    except M1Error:
+        return False
+    return report.kind is Kind.OK and report.outcomes == {"test_control.py::test_control": "passed"}
 
 
 # --- localisation ---
@@ -80,6 +128,8 @@ def _ended(end: End, weights: Weights, message: str = "", fixed: int = 0, broken
 
 def judge_locations(task: SweTask, answer: str, weights: Weights = Weights()) -> Judgement:
     """Score by overlap; `resolved` means that exactly the right places are named. Needs no sandbox."""
+    if judged := _oversized(answer, weights):
+        return judged
     named = parse_locations(answer)
     if not named:
         return _ended(End.EMPTY, weights, "no `path: element` line")
@@ -109,19 +159,15 @@ def judge_repair(
     """
     if not answer.strip():
         return _ended(End.EMPTY, weights)
+    if judged := _oversized(answer, weights):
+        return judged
     try:
-        if len(answer) > MAX_ANSWER:
-            raise PatchError(f"the answer has {len(answer)} characters, at most {MAX_ANSWER} are read")
-        patched = apply_answer(faulty, answer)
-        final = restore(task, faulty, patched)
-    except (PatchError, UnicodeEncodeError) as error:
-        return _ended(End.BAD_PATCH, weights, str(error))
-    if final == dict(faulty):
-        return _ended(End.EMPTY, weights, "the patch changes nothing but tests")
-    if broken := compile_error(faulty, final):
-        return _ended(End.COMPILE_ERROR, weights, broken)
-    wanted = [*task.fail_to_pass, *pass_to_pass]
-    report = sandbox.run_tests(dict(final), wanted, limits or LIMITS)
+        repair = confined(read_repair, faulty, files_of_tests(task), task.test_patch, answer)
+    except Exception as error:  # reading is a function of the answer alone: whatever goes wrong is its own doing
+        repair = Repair({}, End.BAD_PATCH.value, f"{type(error).__name__}: {error}")
+    if repair.end:
+        return _ended(End(repair.end), weights, repair.message)
+    report = run_tests(sandbox, repair.tree, [*task.fail_to_pass, *pass_to_pass], limits)
     return classify(report, task.fail_to_pass, pass_to_pass, weights)
 
 
@@ -131,53 +177,15 @@ def files_of_tests(task: SweTask) -> set[str]:
     return {test.partition("::")[0] for test in tests}
 
 
-def restore(task: SweTask, faulty: Mapping[str, bytes], patched: Mapping[str, bytes]) -> Tree:
-    """The patched tree with the tests as the task has them: no answer changes what it is judged by.
-
-    Kept from the faulty tree: test files, everything in folders named `tests` or `test`, `conftest.py` and the files
-    that configure pytest; such files that the answer adds are taken out. Then the test patch is laid over.
-    """
-    final = {path: content for path, content in patched.items() if not is_guarded(path)}
-    final |= {path: content for path, content in faulty.items() if is_guarded(path)}
-    final |= {path: faulty[path] for path in files_of_tests(task) if path in faulty}
-    return apply_diff(final, task.test_patch) if task.test_patch else final
-
-
-_CONFIGURES = {"conftest.py", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg", "pytest.py",
-               "sitecustomize.py", "usercustomize.py", "_pytest"}  # fmt: skip
-
-
-def is_guarded(path: str) -> bool:
-    """Whether a file is a test, or has a say in how tests run: no answer may change it, no fault is put into it."""
-    *folders, name = path.split("/")
-    in_tests = any(folder in ("tests", "test", "_pytest", "pytest") for folder in folders)
-    return in_tests or name in _CONFIGURES or name.endswith(".pth") or bool(re.match(r"^(test_.*|.*_test)\.py$", name))
-
-
-def compile_error(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """The first changed Python file that does not parse, with the reason; empty if all do."""
-    for path in sorted(after):
-        if path.endswith(".py") and before.get(path) != after[path]:
-            try:
-                parse(after[path])
-            except NotPython as error:
-                return f"{path}: {error}"
-    return ""
-
-
 def classify(
     report: TestReport,
     fail_to_pass: Sequence[str],
     pass_to_pass: Sequence[str],
     weights: Weights = Weights(),
 ) -> Judgement:
-    """The end of a test run.
-
-    Raises:
-        M1Error: the sandbox failed.
-    """
-    if report.kind is Kind.INFRASTRUCTURE:
-        raise M1Error(f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged.")
+    """The end of a test run that the sandbox has done."""
+    if report.kind is Kind.REFUSED:
+        return _ended(End.BAD_PATCH, weights, report.message)
     if report.tampered:
         return _ended(End.TAMPERED, weights, report.message)
     passed = {test for test, outcome in report.outcomes.items() if outcome == "passed"}
@@ -186,7 +194,9 @@ def classify(
     if report.kind is not Kind.OK:
         return _ended(End.RUNTIME_ERROR, weights, f"{report.kind.value}: {report.message}", fixed, len(broken))
     wanted = [*fail_to_pass, *pass_to_pass]
-    if wanted and all(report.outcomes.get(test, "error") == "error" for test in wanted):
+    if not fail_to_pass:  # nothing shows that the fault is gone
+        return _ended(End.UNRESOLVED, weights, "the task has no test that must pass")
+    if all(report.outcomes.get(test, "error") == "error" for test in wanted):
         return _ended(End.RUNTIME_ERROR, weights, f"no test ran: {report.message}", fixed, len(broken))
     if broken:
         return _ended(End.REGRESSION, weights, f"{broken[0]} passed before", fixed, len(broken))
@@ -231,19 +241,18 @@ def judge_test(
     Raises:
         M1Error: the sandbox failed.
     """
-    code = code_of_test(answer)
-    if not code.strip():
-        return _ended(End.EMPTY, weights)
+    if judged := _oversized(answer, weights):
+        return judged
     try:
-        parse(code.encode("utf-8", "strict"))
-    except (NotPython, UnicodeEncodeError) as error:
-        return _ended(End.COMPILE_ERROR, weights, str(error))
+        code, end, message = confined(read_test, answer)
+    except Exception as error:  # as in judge_repair
+        code, end, message = "", End.COMPILE_ERROR.value, f"{type(error).__name__}: {error}"
+    if end:
+        return _ended(End(end), weights, message)
     reports = []
     for tree in (right, right, faulty):
         files: dict[str, bytes | str] = {**tree, TEST_FILE: code}
-        report = sandbox.run_tests(files, [TEST_FILE], limits or LIMITS)
-        if report.kind is Kind.INFRASTRUCTURE:
-            raise M1Error(f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged.")
+        report = run_tests(sandbox, files, [TEST_FILE], limits)
         if report.tampered:
             return _ended(End.TAMPERED, weights, report.message)
         if report.kind is not Kind.OK:
@@ -264,9 +273,3 @@ def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weig
     if not caught:
         return _ended(End.UNRESOLVED, weights, "no test fails on the faulty code")
     return _ended(End.RESOLVED, weights, "", len(caught))
-
-
-def code_of_test(answer: str) -> str:
-    """The test file of an answer: its one fenced block, or all of it if there is no fence."""
-    blocks = re.findall(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", answer, re.MULTILINE | re.DOTALL)
-    return blocks[-1] if blocks else ("" if "```" in answer else answer)
