@@ -132,10 +132,11 @@ class Container:
     def _lay(self, job: Job, tests: dict[str, Any] | None) -> None:
         assert self._keeper is not None and self._launcher is not None
         files = {path: c.encode() if isinstance(c, str) else bytes(c) for path, c in job.files.items()}
-        mine = {path: content for path, content in files.items() if path not in job.protected}
-        kept = {path: content for path, content in files.items() if path in job.protected}
-        if kept:
-            _ask(self._keeper, {"what": "lay", "files": _sizes(kept)}, list(kept.values()))
+        protected = set(files) if job.sealed else set(job.protected)
+        mine = {path: content for path, content in files.items() if path not in protected}
+        kept = {path: content for path, content in files.items() if path in protected}
+        if kept or job.sealed:
+            _ask(self._keeper, {"what": "lay", "files": _sizes(kept), "sealed": job.sealed}, list(kept.values()))
         head = {
             "what": "run",
             "files": _sizes(mine),

@@ -67,6 +67,7 @@ class Job:
         read_back: files to hand back, relative to the work area; regular files only, no symlink is followed.
         environment: in addition to PATH, HOME, TMPDIR, LANG, PYTHONDONTWRITEBYTECODE and PYTHONHASHSEED.
         protected: those of `files` that the command can read, and neither change, replace nor remove.
+        sealed: all files are protected, and nobody can make a file in the work area; /tmp stays writable.
 
     Raises:
         UsageError: a path leaves the work area, a protected file is not among the files, the command is empty.
@@ -78,6 +79,7 @@ class Job:
     read_back: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
+    sealed: bool = False
 
     def __post_init__(self) -> None:
         for path in (*self.files, *self.read_back):
@@ -177,18 +179,19 @@ class Sandbox(Protocol):
         files: dict[str, bytes | str],
         tests: Sequence[str] | None = None,
         limits: Limits | None = None,
-        protected: tuple[str, ...] = (),
+        hidden: Sequence[str] = (),
     ) -> TestReport:
         """Run pytest on files, with outcomes that the code under test cannot write by itself.
 
         Args:
-            files: path relative to the work area -> content: the package (at the top or in `src/`) and its tests.
+            files: path relative to the work area -> content: the package (at the top or in `src/`) and its tests; none
+                of them can be changed by the run, and no other file can be made beside them.
             tests: files, folders or node ids; None collects what pytest finds.
-            protected: files the code under test cannot change; files named by `tests` always are, and without `tests`
-                all that look like tests.
+            hidden: those of `files` that are Python modules and lie in the run as compiled code alone, harmlessly
+                varied: what tests them cannot read them.
 
         Raises:
-            UsageError: a path is not a plain relative path, or `protected` names what is not in `files`.
+            UsageError: a path is not a plain relative path.
         """
         ...
 

@@ -252,7 +252,8 @@ FAKE_FILES = """
 import os
 xml = '<testsuites><testsuite tests="1"><testcase classname="tests.test_a" name="test_wrong"/></testsuite></testsuites>'
 for name in ("report.xml", "junit.xml", "/tmp/junit.xml", "result.json", ".report.json"):
-    open(name, "w").write(xml)
+    try: open(name, "w").write(xml)
+    except OSError: pass
 """
 CONFTEST = """
 import pytest
@@ -303,11 +304,13 @@ def test_compiled_file_in_place_of_a_test(sandbox: Sandbox) -> None:
 import importlib.util, marshal, os, struct, sys, pytest
 code = compile("def test_later(): pass\\n", "/work/tests/test_b.py", "exec")
 state = os.stat("/work/tests/test_b.py")
-os.makedirs("/work/tests/__pycache__", exist_ok=True)
+try: os.makedirs("/work/tests/__pycache__", exist_ok=True)
+except OSError: pass
 head = struct.pack("<4sLLL", importlib.util.MAGIC_NUMBER, 0, int(state.st_mtime) & 0xFFFFFFFF, state.st_size)
 tag = sys.implementation.cache_tag
 for name in (f"test_b.{tag}-pytest-{pytest.__version__}.pyc", f"test_b.{tag}.pyc"):
-    open("/work/tests/__pycache__/" + name, "wb").write(head + marshal.dumps(code))
+    try: open("/work/tests/__pycache__/" + name, "wb").write(head + marshal.dumps(code))
+    except OSError: pass
 """
     report = attack(sandbox, solution)
     assert report.kind is Kind.OK and report.outcomes["tests/test_b.py::test_later"] == "failed"
@@ -419,7 +422,13 @@ sys.settrace(tracer)
 @pytest.mark.parametrize("name", PATCHES)
 def test_patching(sandbox: Sandbox, name: str) -> None:
     report = attack(sandbox, PATCHES[name])
-    assert report.tampered, report
+    # What is aimed at a later file does nothing where that file came first.
+    assert report.tampered or (name in ONLY_LATER and report.outcomes["tests/test_b.py::test_later"] == "failed"), (
+        report
+    )
+
+
+ONLY_LATER = ("importing of later tests",)
 
 
 AT_RUN_TIME = {

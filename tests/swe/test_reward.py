@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from infra.sandbox import Kind
@@ -75,7 +77,7 @@ class Failing:
     def __init__(self, only: str, refuses: bool = False) -> None:
         self.only, self.refuses, self.runs = only, refuses, 0
 
-    def run_tests(self, files, tests=None, limits=None, protected=()) -> TestReport:
+    def run_tests(self, files, tests=None, limits=None, hidden=()) -> TestReport:
         self.runs += 1
         if any(self.only in path for path in files):
             if self.refuses:
@@ -175,7 +177,49 @@ def test_localisation_earns_its_overlap(answer: str, end: End, value: float) -> 
     ],
 )
 def test_a_written_test_passes_on_the_right_and_fails_on_the_faulty_code(right, again, faulty, end) -> None:
-    assert classify_test(report(**right), report(**again), report(**faulty)).end is end
+    judged = classify_test([report(**right), report(**again)], [report(**faulty)], Weights())
+    assert (End.RESOLVED if judged is None else judged.end) is end
+
+
+def test_a_written_test_finds_the_fault_every_time() -> None:
+    good = report(a="passed", b="passed")
+    assert classify_test([good], [], Weights()) is None
+    each_once = [report(a="failed", b="passed"), report(a="passed", b="failed")]
+    judged = classify_test([good, good], each_once, Weights())
+    assert judged is not None and judged.end is End.UNRESOLVED
+
+
+class Flipping:
+    """Tests that do not look at the code: an outcome as if by a coin, for a file with the answer in it."""
+
+    def __init__(self, chance: float, seed: int) -> None:
+        self.rng, self.chance, self.runs = random.Random(seed), chance, 0
+
+    def run_tests(self, files, tests=None, limits=None, hidden=()) -> TestReport:
+        self.runs += 1
+        assert set(hidden) == {"m.py"}, "what the test is about cannot be read"
+        return report(a="passed" if self.rng.random() < self.chance else "failed")
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.5, 0.7])
+def test_a_coin_wins_less_than_once_in_a_thousand(chance: float) -> None:
+    answer = "```python\ndef test_x(): pass\n```"
+    won = sum(
+        judge_test(Flipping(chance, seed), FAULTY, RIGHT, answer).resolved  # type: ignore[arg-type]
+        for seed in range(3000)
+    )
+    assert won <= 5  # 3 of 3000 are one in a thousand; expected are 0.7
+
+
+class Honest:
+    """A test that looks at the code."""
+
+    def run_tests(self, files, tests=None, limits=None, hidden=()) -> TestReport:
+        return report(a="passed" if files["m.py"] == RIGHT["m.py"] else "failed")
+
+
+def test_a_test_that_finds_the_fault_is_paid() -> None:
+    assert judge_test(Honest(), FAULTY, RIGHT, "```python\ndef test_x(): pass\n```").value == 1.0  # type: ignore[arg-type]
 
 
 def test_the_test_file_of_an_answer() -> None:

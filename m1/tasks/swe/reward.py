@@ -7,6 +7,7 @@ has a number for each end.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,8 +15,10 @@ from enum import Enum
 from m1.errors import M1Error, UsageError
 from m1.tasks.confined import confined
 from m1.tasks.sandbox import Kind, Limits, Sandbox, TestReport
-from m1.tasks.swe.answers import MAX_ANSWER, Repair, parse_locations, read_repair, read_test
+from m1.tasks.swe.answers import MAX_ANSWER, Repair, is_guarded, parse_locations, read_repair, read_test
+from m1.tasks.swe.controls import variant
 from m1.tasks.swe.localise import overlap
+from m1.tasks.swe.patches import Tree
 from m1.tasks.swe.tasks import SweTask, TaskSet
 
 #: Of the run that judges an answer; suites of the packages in data_specs/swe.yaml take some seconds.
@@ -89,7 +92,11 @@ _CONTROL: dict[str, bytes | str] = {"test_control.py": "def test_control():\n   
 
 
 def run_tests(
-    sandbox: Sandbox, files: Mapping[str, bytes | str], tests: Sequence[str], limits: Limits | None
+    sandbox: Sandbox,
+    files: Mapping[str, bytes | str],
+    tests: Sequence[str],
+    limits: Limits | None,
+    hidden: Sequence[str] = (),
 ) -> TestReport:
     """A test run of a tree with an answer in it, with a kind that is the answer's own doing.
 
@@ -101,7 +108,7 @@ def run_tests(
     """
     limits = limits or LIMITS
     try:
-        report = sandbox.run_tests(dict(files), tests, limits)
+        report = sandbox.run_tests(dict(files), tests, limits, hidden)
         if report.kind is not Kind.INFRASTRUCTURE:
             return report
         kind, failure = Kind.KILLED, M1Error(
@@ -168,7 +175,45 @@ def judge_repair(
     if repair.end:
         return _ended(End(repair.end), weights, repair.message)
     report = run_tests(sandbox, repair.tree, [*task.fail_to_pass, *pass_to_pass], limits)
-    return classify(report, task.fail_to_pass, pass_to_pass, weights)
+    judged = classify(report, task.fail_to_pass, pass_to_pass, weights)
+    if not judged.resolved:
+        return judged
+    return _doubted(sandbox, task, faulty, pass_to_pass, repair.tree, limits, weights) or judged
+
+
+# --- a second look at what says that it is right ---
+
+#: Runs in another shape that a resolved answer must pass, and draws of a shape that suits the tests.
+ROUNDS, DRAWS = 2, 3
+#: Tests that a shape is made of, at most: of those that failed, and of those that passed before.
+MOST_FIXED, MOST_KEPT = 20, 8
+
+
+def _doubted(
+    sandbox: Sandbox, task: SweTask, faulty: Mapping[str, bytes], pass_to_pass: Sequence[str], answered: Tree,
+    limits: Limits | None, weights: Weights,
+) -> Judgement | None:  # fmt: skip
+    """Run the tests in other shapes (`controls`); a judgement if the answer does not stand, else None.
+
+    A shape may not suit the tests: some depend on their names, or on there being only one of them. So whatever goes
+    wrong with the answer's tree must go right with the right tree, or the shape says nothing.
+    """
+    rng = random.SystemRandom()
+    right: Tree | None = None
+    for _ in range(ROUNDS):
+        for draw in range(DRAWS):
+            fixed = rng.sample(task.fail_to_pass, min(MOST_FIXED, len(task.fail_to_pass)))
+            kept = rng.sample(list(pass_to_pass), min(MOST_KEPT, len(pass_to_pass)))
+            shape = variant(answered, [*fixed, *kept], rng, careful=draw == DRAWS - 1)
+            report = run_tests(sandbox, {**answered, **shape.files}, shape.tests, limits)
+            if shape.is_met(report):
+                break
+            right = right or read_repair(faulty, files_of_tests(task), task.test_patch, task.gold_patch).tree
+            if shape.is_met(run_tests(sandbox, {**right, **shape.files}, shape.tests, limits)):
+                if shape.is_forged(report):
+                    return _ended(End.TAMPERED, weights, report.message or "a test passed that must fail")
+                return _ended(End.UNRESOLVED, weights, "its tests do not pass in every order and under every name")
+    return None
 
 
 def files_of_tests(task: SweTask) -> set[str]:
@@ -225,6 +270,10 @@ def judge(
 # --- test synthesis ---
 
 TEST_FILE = "test_m1_answer.py"
+#: Runs of a written test: SURE of them on each tree, DRAWN on one drawn by lot. A test that does not look at the code
+#: has to guess the tree of every run: a coin is right in 1 of 2^12, the best fixed order, if it knew the number of the
+#: run, in 1 of 3,000.
+SURE, DRAWN = 2, 8
 
 
 def judge_test(
@@ -236,7 +285,10 @@ def judge_test(
     limits: Limits | None = None,
     weights: Weights = Weights(),
 ) -> Judgement:
-    """A test file earns if all its tests pass on the right tree, twice, and one fails on the faulty one.
+    """A test file earns if all its tests pass on the right tree and one fails on the faulty one, every time.
+
+    It is run on the trees in an order drawn by lot that nothing in a run tells. It cannot read the code, which lies
+    there compiled and varied in what does nothing: only what the code does tells one tree from the other.
 
     Raises:
         M1Error: the sandbox failed.
@@ -249,27 +301,41 @@ def judge_test(
         code, end, message = "", End.COMPILE_ERROR.value, f"{type(error).__name__}: {error}"
     if end:
         return _ended(End(end), weights, message)
-    reports = []
-    for tree in (right, right, faulty):
-        files: dict[str, bytes | str] = {**tree, TEST_FILE: code}
-        report = run_tests(sandbox, files, [TEST_FILE], limits)
-        if report.tampered:
-            return _ended(End.TAMPERED, weights, report.message)
+    rng = random.SystemRandom()
+    order = [True, False] * SURE + [rng.random() < 0.5 for _ in range(DRAWN)]
+    rng.shuffle(order)
+    reports: dict[bool, list[TestReport]] = {True: [], False: []}
+    for is_right in order:
+        tree = right if is_right else faulty
+        hidden = [path for path in tree if path.endswith(".py") and not is_guarded(path)]
+        report = run_tests(sandbox, {**tree, TEST_FILE: code}, [TEST_FILE], limits, hidden)
+        if report.kind is Kind.REFUSED or report.tampered:
+            return classify(report, (), (), weights)
         if report.kind is not Kind.OK:
             return _ended(End.RUNTIME_ERROR, weights, f"{report.kind.value}: {report.message}")
-        reports.append(report)
-    once, again, on_faulty = reports
-    return classify_test(once, again, on_faulty, weights)
-
-
-def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weights: Weights = Weights()) -> Judgement:
-    """The end of a written test from its two runs on the right tree and its run on the faulty one."""
-    results = list(right.outcomes.values())
-    if not results or "passed" not in results or "error" in results:
-        return _ended(End.RUNTIME_ERROR, weights, f"no test passes on the right code: {right.message}")
-    if "failed" in results or right.outcomes != again.outcomes:
-        return _ended(End.REGRESSION, weights, "a test fails on the right code, or not always passes")
-    caught = [t for t, outcome in right.outcomes.items() if outcome == "passed" and faulty.outcomes.get(t) == "failed"]
-    if not caught:
-        return _ended(End.UNRESOLVED, weights, "no test fails on the faulty code")
+        reports[is_right].append(report)
+        judged = classify_test(reports[True], reports[False], weights)
+        if judged is not None:  # one run is enough to refuse, and most answers are refused
+            return judged
+    caught = _caught(reports[True], reports[False])
     return _ended(End.RESOLVED, weights, "", len(caught))
+
+
+def classify_test(right: Sequence[TestReport], faulty: Sequence[TestReport], weights: Weights) -> Judgement | None:
+    """Why a written test earns nothing, from the runs on each tree so far; None while nothing speaks against it."""
+    for report in right:
+        results = list(report.outcomes.values())
+        changed = report.outcomes != right[0].outcomes
+        if not changed and (not results or "passed" not in results or "error" in results):
+            return _ended(End.RUNTIME_ERROR, weights, f"no test passes on the right code: {report.message}")
+        if "failed" in results or changed:
+            return _ended(End.REGRESSION, weights, "a test fails on the right code, or not always passes")
+    if faulty and not _caught(right, faulty):
+        return _ended(End.UNRESOLVED, weights, "no test always fails on the faulty code")
+    return None
+
+
+def _caught(right: Sequence[TestReport], faulty: Sequence[TestReport]) -> set[str]:
+    """Tests that failed in every run on the faulty tree and passed in every run on the right one."""
+    failed = set.intersection(*({t for t, o in report.outcomes.items() if o == "failed"} for report in faulty))
+    return failed.intersection(*({t for t, o in report.outcomes.items() if o == "passed"} for report in right))
