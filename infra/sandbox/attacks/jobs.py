@@ -122,8 +122,9 @@ PROGRAMS: Mapping[str, Program] = {
         output="",
     ),
     "limits changed from inside": Program(
-        "for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes',\n"
-        "             '/sys/fs/cgroup/pids.max', '/proc/sys/kernel/core_pattern', '/proc/1/oom_score_adj', '/sys/fs/cgroup/cgroup.procs'):\n"
+        "paths = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes',\n"
+        "         '/sys/fs/cgroup/pids.max', '/proc/sys/kernel/core_pattern', '/proc/1/oom_score_adj',\n"
+        "         '/sys/fs/cgroup/cgroup.procs')\nfor path in paths:\n"
         "    try: open(path, 'w').write('1'); print('DONE', path)\n    except OSError: pass\n",
         output="",
     ),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from infra.sandbox.attacks import forgeries, jobs, texts, written
 from infra.sandbox.runner import Sandbox
-from m1.errors import M1Error
+from m1.errors import M1Error, UsageError
 from m1.tasks.sandbox import Job, Kind, Limits
 from m1.tasks.swe.patches import make_diff
 from m1.tasks.swe.reward import LIMITS as JUDGING
@@ -16,7 +16,7 @@ from m1.tasks.swe.reward import Judgement, engine_is_well, judge_repair, judge_t
 
 #: Small enough that every limit is met within seconds, large enough for pytest.
 LIMITS = Limits(memory_mb=256, pids=64, file_mb=8, work_mb=64, output_kb=64, seconds=5.0)
-GROUPS = ("job", "text", "forgery", "written test", "informed")
+GROUPS = ("job", "text", "forgery", "written-test", "informed")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def attacks(groups: Sequence[str] = GROUPS) -> list[Attack]:
     made += [Attack("text", name, _repair(text)) for name, text in texts.HOSTILE.items()]
     made += [Attack("forgery", name, _repair(forgeries.answer(code))) for name, code in forgeries.FORGERIES.items()]
     made.append(Attack("forgery", "files that steer pytest or Python", _repair(steering())))
-    made += [Attack("written test", name, _written(text)) for name, text in written.WRITTEN.items()]
+    made += [Attack("written-test", name, _written(text)) for name, text in written.WRITTEN.items()]
     made += [Attack("informed", name, _repair(forgeries.answer(code))) for name, code in forgeries.INFORMED.items()]
     made += [Attack("informed", name, _written(text)) for name, text in written.INFORMED.items()]
     return [attack for attack in made if attack.group in groups]
@@ -71,16 +71,30 @@ def _wrong() -> bytes:
     return forgeries.WRONG.encode()
 
 
-def findings(sandbox: Sandbox, chosen: Sequence[Attack]) -> Iterator[Finding]:
-    """Run them, one after another."""
-    for attack in chosen:
-        started = time.monotonic()
-        try:
-            contained, verdict = attack.run(sandbox)
-        except M1Error as error:  # an answer that makes the judge raise has excused itself
-            contained, verdict = False, f"raised: {error.what}"
-        seconds = time.monotonic() - started
-        yield Finding(attack, contained, verdict, seconds, engine_is_well(sandbox, LIMITS))
+def chosen(groups: Sequence[str] | None = None, word: str = "") -> list[Attack]:
+    """Attacks of these groups, all by default, with this word in their name.
+
+    Raises:
+        UsageError: there is no such group, or no such attack.
+    """
+    unknown = sorted(set(groups or ()) - set(GROUPS))
+    if unknown:
+        raise UsageError(f"group {unknown[0]!r}: there is no such group of attacks", f"Give {', '.join(GROUPS)}.")
+    found = [attack for attack in attacks(groups or GROUPS) if word in attack.name]
+    if not found:
+        raise UsageError(f"no attack has {word!r} in its name", "Leave out --name to see all.")
+    return found
+
+
+def finding(sandbox: Sandbox, attack: Attack) -> Finding:
+    """Run an attack, and then a job that is known to be good."""
+    started = time.monotonic()
+    try:
+        contained, verdict = attack.run(sandbox)
+    except M1Error as error:  # an answer that makes the judge raise has excused itself
+        contained, verdict = False, f"raised: {error.what}"
+    seconds = time.monotonic() - started
+    return Finding(attack, contained, verdict, seconds, engine_is_well(sandbox, LIMITS))
 
 
 def honest(sandbox: Sandbox) -> list[str]:
