@@ -280,7 +280,7 @@ def _seccomp() -> str:
 
     Docker's own filter differs from version to version, and has had io_uring and sockets to the hypervisor open.
     """
-    return (Path(__file__).parent / "seccomp.json").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "inside" / "seccomp.json").read_text(encoding="utf-8")
 
 
 #: Runtimes with a kernel of their own inside, which filter for themselves what reaches the host.
