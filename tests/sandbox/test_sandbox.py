@@ -235,7 +235,8 @@ def attempt(what, *arguments):
 for path in ("job.py", "new", "in/new", "in/data", "in/deep/new"):
     attempt(open, path, "w")
 for call in ((os.mkdir, "d"), (os.mkdir, "in/d"), (os.unlink, "in/data"), (os.rename, "in", "out"),
-             (os.chmod, "in", 0o777), (os.chmod, "/work", 0o777), (os.symlink, "/etc", "in/link"), (os.link, "in/data", "/work/hard")):
+             (os.chmod, "in", 0o777), (os.chmod, "/work", 0o777), (os.symlink, "/etc", "in/link"),
+             (os.link, "in/data", "/work/hard")):
     attempt(*call)
 open("/tmp/mine", "w").close()
 print(open("in/data").read())

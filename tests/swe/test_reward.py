@@ -211,6 +211,19 @@ def test_a_coin_wins_less_than_once_in_a_thousand(chance: float) -> None:
     assert won <= 5  # 3 of 3000 are one in a thousand; expected are 0.7
 
 
+def test_no_history_and_no_compiled_code_is_within_reach() -> None:
+    class Looking(Failing):
+        def run_tests(self, files, tests=None, limits=None, hidden=()) -> TestReport:
+            assert sorted(files) == ["m.py", "setup.cfg", "tests/test_m.py"]
+            assert b"return 2" not in b"".join(files.values())
+            return report()
+
+    traces = {".git/packed": b"return 2", "__pycache__/m.cpython-311.pyc": b"return 2", "m.pyc": b"return 2"}
+    wrong = {**FAULTY, "m.py": b"def f():\n    return 3\n"}
+    judged = judge_repair(Looking(""), task(), {**FAULTY, **traces}, [], make_diff(FAULTY, wrong))  # type: ignore[arg-type]
+    assert judged.end is End.RUNTIME_ERROR  # no test ran
+
+
 class Honest:
     """A test that looks at the code."""
 
