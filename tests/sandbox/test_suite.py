@@ -1,7 +1,7 @@
 """The attack suite against this engine: nothing wins, everything has a verdict, and the next job is right.
 
-The attacks are data in `infra.sandbox.attacks`; `m1 sandbox attack` runs the same ones by the same code. Those of the group
-`text` never reach an engine: tests/swe/test_answers.py has them.
+The attacks are data in `infra.sandbox.attacks`; `m1 sandbox attack` runs the same ones by the same code. Of the group
+`text` only those that reach the engine are here: tests/swe/test_answers.py has all of them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def test_honest_answers_are_judged_right(engine: Sandbox) -> None:
     assert suite.honest(engine) == []
 
 
-@pytest.mark.parametrize(
-    "attack", suite.chosen(["job", "forgery", "written-test"]), ids=lambda attack: f"{attack.group}: {attack.name}"
-)
+TRIED = [*suite.chosen(["job", "forgery", "written-test"]), *suite.chosen(["text"], "sandbox's own")]
+
+
+@pytest.mark.parametrize("attack", TRIED, ids=lambda attack: f"{attack.group}: {attack.name}")
 def test_contained(engine: Sandbox, attack: suite.Attack) -> None:
     found = suite.finding(engine, attack)
     assert found.contained, found.verdict
