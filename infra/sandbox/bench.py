@@ -24,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infra.sandbox import images
+from infra.sandbox.check import newest_with_pytest
 from infra.sandbox.pytest_run import run_tests
 from infra.sandbox.runner import Sandbox
 from m1.errors import ServiceError
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runtime", help="runtime class: runc, runsc, kata, ...")
     options = parser.parse_args(arguments)
     repeats, jobs = (3, 6) if options.quick else (5, 20)
-    image = options.image or _newest()
+    image = options.image or newest_with_pytest()
     _row("case", "metric", "ours", "peer", "peer name", "ratio", "spread")
     with (
         Sandbox(image, options.runtime, warm=WORKERS, limits=LIMITS) as warm,
@@ -70,13 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
         _report("short test run", "latency", "s", pairs, "bare pytest", larger=False)
         pairs = _in_turn(2 * repeats, lambda: _time(lambda: _empty(warm)), lambda: _time(_bare_empty))
         _report("empty Python program", "latency", "s", pairs, "bare process", larger=False)
-
-
-def _newest() -> str:
-    found = [i.tag for i in images.list_images() if any(package.startswith("pytest==") for package in i.packages)]
-    if not found:
-        raise ServiceError("the engine has no environment with pytest", "Build one with `m1 sandbox build`.")
-    return found[0]
 
 
 def _test(sandbox: Sandbox) -> None:

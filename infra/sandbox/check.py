@@ -6,11 +6,12 @@ from pathlib import Path
 
 from infra.sandbox import engine, images
 from infra.sandbox.runner import Sandbox
+from m1.errors import ServiceError
 from m1.tasks.sandbox import Job, Kind, Limits
 
 #: Run inside: prints what the job can see of its own confinement.
 _LOOK = """
-import os, socket
+import ctypes, os, socket
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
 print("user", os.getuid())
 print("capabilities", int(status["CapBnd"], 16) | int(status["CapEff"], 16))
@@ -22,8 +23,18 @@ try:
     print("root writable")
 except OSError:
     print("root read-only")
+try:
+    socket.socket(40, socket.SOCK_STREAM)
+    print("sockets to the hypervisor open")
+except OSError:
+    print("sockets to the hypervisor refused")
+ring = ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(256))
+print("io_uring", "refused" if ring == -1 else "open")
 """
-_EXPECTED = "user 1000\ncapabilities 0\nno-new-privileges 1\nseccomp 2\ninterfaces lo\nroot read-only"
+_EXPECTED = (
+    "user 1000\ncapabilities 0\nno-new-privileges 1\nseccomp 2\ninterfaces lo\nroot read-only\n"
+    "sockets to the hypervisor refused\nio_uring refused"
+)
 
 Row = tuple[str, str, str]
 
@@ -51,6 +62,18 @@ def check_sandbox(image: str | None = None, runtime: str | None = None) -> tuple
     else:
         rows.append(_trial(image, runtime))
     return rows, all(state != "bad" for _, state, _ in rows)
+
+
+def newest_with_pytest() -> str:
+    """The newest environment that has pytest.
+
+    Raises:
+        ServiceError: the engine has none.
+    """
+    found = [i.tag for i in images.list_images() if any(package.startswith("pytest==") for package in i.packages)]
+    if not found:
+        raise ServiceError("the engine has no environment with pytest", "Build one with `m1 sandbox build`.")
+    return found[0]
 
 
 def _limits(known: dict[str, bool]) -> list[Row]:

@@ -45,6 +45,10 @@ class Unusable(Exception):
     """The container could not be made, or failed before the job's command began."""
 
 
+class Refused(Exception):
+    """The job's files cannot be laid out; another container would not take them either."""
+
+
 @dataclass
 class Ended:
     """How the job ended, and the messages of its test run."""
@@ -110,6 +114,8 @@ class Container:
         """
         try:
             self._lay(job, tests)
+        except Refused as error:
+            return Ended(Result(Kind.REFUSED, None, "", False, 0.0, {}, _one_line(error)))
         except (Gone, Nonsense, TimeoutError) as error:
             raise Unusable(f"the container ended before the job began: {_one_line(error)}") from error
         started = time.monotonic()
@@ -126,10 +132,11 @@ class Container:
     def _lay(self, job: Job, tests: dict[str, Any] | None) -> None:
         assert self._keeper is not None and self._launcher is not None
         files = {path: c.encode() if isinstance(c, str) else bytes(c) for path, c in job.files.items()}
-        mine = {path: content for path, content in files.items() if path not in job.protected}
-        kept = {path: content for path, content in files.items() if path in job.protected}
-        if kept:
-            _ask(self._keeper, {"what": "lay", "files": _sizes(kept)}, list(kept.values()))
+        protected = set(files) if job.sealed else set(job.protected)
+        mine = {path: content for path, content in files.items() if path not in protected}
+        kept = {path: content for path, content in files.items() if path in protected}
+        if kept or job.sealed:
+            _ask(self._keeper, {"what": "lay", "files": _sizes(kept), "sealed": job.sealed}, list(kept.values()))
         head = {
             "what": "run",
             "files": _sizes(mine),
@@ -146,7 +153,7 @@ class Container:
         assert self._keeper is not None
         try:
             spent = _ask(self._keeper, {"what": "account"}, [])
-        except (Unusable, Gone, Nonsense, TimeoutError):
+        except (Refused, Gone, Nonsense, TimeoutError):
             return self._post_mortem()
         if spent["memory"]:
             return Kind.MEMORY, f"a process was killed at the memory limit of {self.limits.memory_mb} MiB"
@@ -249,7 +256,7 @@ def _ask(stream: Stream, head: dict[str, Any], contents: list[bytes]) -> dict[st
     if answer is None:
         raise Nonsense("output in place of an answer")
     if "error" in answer[0]:
-        raise Unusable(f"the job's files could not be laid in: {answer[0]['error']}")
+        raise Refused(f"the job's files cannot be laid out: {answer[0]['error']}")
     return answer[0]
 
 
@@ -267,6 +274,24 @@ def _programs() -> tuple[str, str, str]:
     return f"{wire}\n{keeper}", f"{wire}\n{launcher}", tests
 
 
+@functools.cache
+def _seccomp() -> str:
+    """Which system calls a job may make: those of ordinary programs. All others are refused, also ones yet to come.
+
+    Docker's own filter differs from version to version, and has had io_uring and sockets to the hypervisor open.
+    """
+    return (Path(__file__).parent / "inside" / "seccomp.json").read_text(encoding="utf-8")
+
+
+#: Runtimes with a kernel of their own inside, which filter for themselves what reaches the host.
+_FILTER_THEMSELVES = ("runsc", "gvisor")
+
+
+def _security(runtime: str | None) -> list[str]:
+    own = (runtime or "").startswith(_FILTER_THEMSELVES)
+    return ["no-new-privileges:true", *([] if own else [f"seccomp={_seccomp()}"])]
+
+
 def _host_config(runtime: str | None, limits: Limits) -> Any:
     """The settings that isolate the container."""
     area = f"rw,exec,nosuid,nodev,size={limits.work_mb}m,nr_inodes=65536,mode=1777,uid=1001,gid=1001"
@@ -277,7 +302,7 @@ def _host_config(runtime: str | None, limits: Limits) -> Any:
         tmpfs={WORK: area, "/tmp": area},
         shm_size="16m",
         cap_drop=["ALL"],
-        security_opt=["no-new-privileges:true"],
+        security_opt=_security(runtime),
         privileged=False,
         ipc_mode="private",
         mem_limit=limits.memory_mb * 2**20,

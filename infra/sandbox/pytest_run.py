@@ -2,15 +2,19 @@
 
 An outcome counts only when a record of it came, in its place and sealed with a key of this run, from the reporter
 (`inside/tests.py`), which looks for changes to pytest first; exit codes, output and report files count for nothing.
-A test of our own that must fail runs last: where it passes, nothing else that passed is believed.
+Everything that was laid in is out of the run's reach, and nothing can be made beside it. Files run in random order, and
+somewhere among them one of our own, under a name like any other, whose tests must fail: where one passes, nothing else
+that passed is believed.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
+import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from infra.sandbox.container import Ended
@@ -19,7 +23,46 @@ from m1.tasks.sandbox import Job, Kind, Limits, TestReport
 OUTCOMES = ("passed", "failed", "error", "skipped")
 #: pytest's own list of folders that are not searched for tests (`norecursedirs`).
 _NOT_ENTERED = ("_darcs", "build", "CVS", "dist", "node_modules", "venv")
-_MUST_FAIL = "def test_that_must_fail():\n    found = [1, 2]\n    assert found == [1, 3]\n"
+_WORDS = (
+    "basic",
+    "cases",
+    "edges",
+    "forms",
+    "inputs",
+    "limits",
+    "names",
+    "order",
+    "parts",
+    "rules",
+    "simple",
+    "values",
+)
+#: Tests that fail, each by another part of pytest or unittest.
+_MUST_FAIL = """
+import unittest
+import pytest
+
+
+def test_{0}():
+    found = [{n}, 2]
+    assert found == [{n}, 3]
+
+
+class {1}(unittest.TestCase):
+    def test_{2}(self):
+        self.assertEqual({n} + 1, {n})
+
+
+@pytest.mark.parametrize("value", [{n}, {n} + 1])
+def test_{3}(value):
+    assert value == pytest.approx({n} + 7)
+
+
+def test_{4}():
+    with pytest.raises(ValueError):
+        int("{n}")
+"""
+_MUST_FAIL_IDS = ("test_{0}", "{1}::test_{2}", "test_{3}[{n}]", "test_{3}[{m}]", "test_{4}")
 
 
 class Attempts(Protocol):
@@ -33,34 +76,58 @@ def run_tests(
     files: dict[str, bytes | str],
     tests: Sequence[str] | None = None,
     limits: Limits | None = None,
-    protected: tuple[str, ...] = (),
+    hidden: Sequence[str] = (),
 ) -> TestReport:
     """Run pytest on `files` in the sandbox, without conftest files, settings of the project and plugins.
 
     Args:
-        files: path relative to the work area -> content: the package (at the top or in `src/`) and its tests.
+        files: path relative to the work area -> content: the package (at the top or in `src/`) and its tests; none of
+            them can be changed by the run, and no other file can be made beside them.
         tests: files, folders or node ids; None collects what pytest finds.
-        protected: files the code under test cannot change; files named by `tests` always are, and without `tests`
-            all that look like tests.
+        hidden: those of `files` that are Python modules and lie in the run as compiled code alone, harmlessly varied.
 
     Raises:
-        UsageError: a path is not a plain relative path, or `protected` names what is not in `files`.
+        UsageError: a path is not a plain relative path.
     """
-    canary = f".m1/test_{secrets.token_hex(8)}.py"
+    rng = secrets.SystemRandom()
     named = None if tests is None else _roots({test.split("::")[0].rstrip("/") for test in tests})
-    there = None if named is None else [name for name in named if _exists(name, files)]
-    kept = {*protected, canary, *(path for path in files if _is_test(path, named))}
-    job = Job({**files, canary: _MUST_FAIL}, ["pytest"], limits or Limits(), protected=tuple(sorted(kept)))
+    there = _top(files) if named is None else [name for name in named if _exists(name, files)]
+    path, content, controls = _controls(there, files, rng)
+    laid = {name: content for name, content in files.items() if name not in set(hidden)}
+    job = Job({**laid, path: content}, ["pytest"], limits or Limits(), sealed=True)
     secret = secrets.token_bytes(32)
+    inside = any(path.startswith(f"{name}/") for name in there)
+    paths = [*there, *([] if inside else [path])]
+    rng.shuffle(paths)
     spec = {
         "secret": secret.hex(),
-        "extra": canary,
-        "tests": None if tests is None else list(tests),
-        "paths": [*(_top(files) if there is None else there), canary],
+        "tests": None if tests is None else rng.sample([*tests, *controls], len(tests) + len(controls)),
+        "paths": paths,
+        "seed": rng.getrandbits(64),
+        "hidden": {name: _latin(files[name]) for name in hidden},
     }
     ended = sandbox.attempt(job, spec)
     records, genuine = _open(ended, secret)
-    return _report(ended, records, genuine, tests, canary)
+    return _report(ended, records, genuine, tests, controls)
+
+
+def _controls(there: Sequence[str], files: Mapping[str, Any], rng: random.Random) -> tuple[str, str, list[str]]:
+    """A file of tests that must fail, beside one of the others: its path, its content, and the ids of its tests."""
+    beside = [name for name in there if name.endswith(".py")]
+    folder = str(PurePosixPath(rng.choice(beside)).parent) if beside else "."
+    taken = {PurePosixPath(path).name for path in files}
+    while (name := f"test_{'_'.join(rng.sample(_WORDS, 2))}.py") in taken:
+        pass
+    path = name if folder == "." else f"{folder}/{name}"
+    words = [word.title() if number == 1 else word for number, word in enumerate(rng.sample(_WORDS, 5))]
+    number = rng.randint(3, 99)
+    content = _MUST_FAIL.format(*words, n=number)
+    return path, content, [f"{path}::{test.format(*words, n=number, m=number + 1)}" for test in _MUST_FAIL_IDS]
+
+
+def _latin(content: bytes | str) -> str:
+    """Bytes as text that JSON takes."""
+    return (content.encode() if isinstance(content, str) else bytes(content)).decode("latin-1")
 
 
 def _roots(names: set[str]) -> list[str]:
@@ -83,13 +150,6 @@ def _exists(name: str, files: dict[str, bytes | str]) -> bool:
     return name in files or any(path.startswith(f"{name}/") for path in files)
 
 
-def _is_test(path: str, named: list[str] | None) -> bool:
-    if named is not None:
-        return any(path == name or path.startswith(f"{name}/") for name in named)
-    *folders, name = path.split("/")
-    return _named_like_a_test(name) or "tests" in folders
-
-
 def _open(ended: Ended, secret: bytes) -> tuple[list[dict[str, Any]], bool]:
     """Records with the right seal in the right order, and whether there were no others."""
     records: list[Any] = []
@@ -108,7 +168,7 @@ def _open(ended: Ended, secret: bytes) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _report(
-    ended: Ended, records: list[dict[str, Any]], genuine: bool, tests: Sequence[str] | None, canary: str
+    ended: Ended, records: list[dict[str, Any]], genuine: bool, tests: Sequence[str] | None, controls: Sequence[str]
 ) -> TestReport:
     result = ended.result
     outcomes: dict[str, str] = {}
@@ -131,13 +191,14 @@ def _report(
             outcomes[str(record.get("test"))] = record["outcome"]
             if record.get("why"):
                 failures[str(record.get("test"))] = record["why"]
-    proof = outcomes.pop(canary_id := f"{canary}::test_that_must_fail", None)
-    failures.pop(canary_id, None)
-    if proof not in (None, "failed"):
-        faults.append(f"a test that must fail {proof}")
-    _complete(outcomes, failures, [node for node in collected if node != canary_id], tests)
+    proofs = [outcomes.pop(control, None) for control in controls]
+    for control in controls:
+        failures.pop(control, None)
+    if wrong := [proof for proof in proofs if proof not in (None, "failed")]:
+        faults.append(f"a test that must fail {wrong[0]}")
+    _complete(outcomes, failures, [node for node in collected if node not in controls], tests)
     message, kind = result.message, result.kind
-    if kind in (Kind.OK, Kind.KILLED) and (finish is None or proof is None):
+    if kind in (Kind.OK, Kind.KILLED) and (finish is None or None in proofs):
         kind = Kind.KILLED
         message = message or f"the test process ended before its tests (exit code {result.exit_code})"
     if faults:

@@ -76,10 +76,10 @@ class Sandbox:
         files: dict[str, bytes | str],
         tests: Sequence[str] | None = None,
         limits: Limits | None = None,
-        protected: tuple[str, ...] = (),
+        hidden: Sequence[str] = (),
     ) -> TestReport:
         """Run pytest on files; see `pytest_run.run_tests`."""
-        return pytest_run.run_tests(self, files, tests, limits, protected)
+        return pytest_run.run_tests(self, files, tests, limits, hidden)
 
     def attempt(self, job: Job, tests: dict[str, Any] | None = None) -> Ended:
         """Run a job, or the test run `tests` in its place (see `pytest_run`), and keep its messages."""

@@ -1,4 +1,4 @@
-"""`m1 sandbox`: images, leftovers and the state of the engine."""
+"""`m1 sandbox`: images, leftovers, the state of the engine, and attacks on it."""
 
 from __future__ import annotations
 
@@ -69,3 +69,43 @@ def check(
         made.add_row(*row)
     show(made)
     raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def attack(
+    image: Annotated[str | None, typer.Option(help="Environment with pytest; default the newest.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Runtime class: runc, runsc, kata, ...")] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="job, text, forgery, written-test, informed; may be given several times. Default: all."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Only attacks with this word in their name.")] = "",
+    repeat: Annotated[int, typer.Option(min=1, help="How often each attack is tried.")] = 1,
+) -> None:
+    """Attack the configured engine: host, limits, judge, rewards. Ends with 1 if an attack is not contained.
+
+    Informed attacks are written against this very program; they are shown, and do not count.
+    """
+    from infra.sandbox.attacks import suite
+    from infra.sandbox.check import newest_with_pytest
+    from infra.sandbox.runner import Sandbox
+
+    chosen = suite.chosen(group, name)
+    made = table(None, "attack", "contained", "verdict", "seconds", "next job", right=("contained", "seconds"))
+    lost = 0
+    with Sandbox(image or newest_with_pytest(), runtime, warm=2, limits=suite.LIMITS) as sandbox:
+        for wrong in suite.honest(sandbox):
+            typer.echo(f"an honest answer is not judged right: {wrong}", err=True)
+            lost += 1
+        for number, each in enumerate(chosen, 1):
+            found = [suite.finding(sandbox, each) for _ in range(repeat)]
+            held = sum(one.contained for one in found)
+            well = all(one.next_job for one in found)
+            lost += not well or (held < repeat and each.group != "informed")
+            typer.echo(f"{number} of {len(chosen)}: {each.group}: {each.name}: {held} of {repeat}", err=True)
+            last = next((one for one in found if not one.contained), found[-1])
+            longest = max(one.seconds for one in found)
+            cells = (f"{held}/{repeat}", last.verdict[:60], f"{longest:.1f}", "right" if well else "WRONG")
+            made.add_row(f"{each.group}: {each.name}", *cells)
+    show(made)
+    raise typer.Exit(1 if lost else 0)

@@ -20,7 +20,12 @@ class Kind(enum.Enum):
     MEMORY = "memory"  # the kernel killed a process of the job at the memory limit
     OUTPUT_LIMIT = "output-limit"  # more output than allowed; the whole container was killed
     KILLED = "killed"  # ended by a signal, or the job killed the process that watches it
+    REFUSED = "refused"  # the job's files cannot be laid out: too many, too deep, too large together; nothing ran
     INFRASTRUCTURE = "infrastructure"  # the engine or the image failed: says nothing about the job, never score it
+
+
+#: Characters of a path, bytes of one name (what Linux takes), and names in a path.
+MOST_PATH, MOST_NAME, MOST_FOLDERS = 1024, 255, 64
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Job:
         read_back: files to hand back, relative to the work area; regular files only, no symlink is followed.
         environment: in addition to PATH, HOME, TMPDIR, LANG, PYTHONDONTWRITEBYTECODE and PYTHONHASHSEED.
         protected: those of `files` that the command can read, and neither change, replace nor remove.
+        sealed: all files are protected, and nobody can make a file in the work area; /tmp stays writable.
 
     Raises:
         UsageError: a path leaves the work area, a protected file is not among the files, the command is empty.
@@ -73,6 +79,7 @@ class Job:
     read_back: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
+    sealed: bool = False
 
     def __post_init__(self) -> None:
         for path in (*self.files, *self.read_back):
@@ -120,12 +127,14 @@ def check_path(path: str) -> None:
     UsageError: `path` is not a plain relative path below the work area, in its shortest form.
     """
     parts = path.split("/")
-    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts) or len(path) > 1024:
-        raise UsageError(f"sandbox path {path!r}: not a plain relative path", "Leave out '/', '.' and '..' parts.")
+    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts) or len(path) > MOST_PATH:
+        raise UsageError(f"sandbox path {path[:80]!r}: not a plain relative path", "Leave out '/', '.' and '..' parts.")
     try:
-        path.encode()
+        longest = max(len(part.encode()) for part in parts)
     except UnicodeEncodeError as error:
-        raise UsageError(f"sandbox path {path!r} is not UTF-8", "Rename the file.") from error
+        raise UsageError(f"sandbox path {path[:80]!r} is not UTF-8", "Rename the file.") from error
+    if longest > MOST_NAME or len(parts) > MOST_FOLDERS:
+        raise UsageError(f"sandbox path {path[:80]!r}: a name too long, or too many folders", "Shorten it.")
 
 
 @dataclass(frozen=True)
@@ -170,18 +179,19 @@ class Sandbox(Protocol):
         files: dict[str, bytes | str],
         tests: Sequence[str] | None = None,
         limits: Limits | None = None,
-        protected: tuple[str, ...] = (),
+        hidden: Sequence[str] = (),
     ) -> TestReport:
         """Run pytest on files, with outcomes that the code under test cannot write by itself.
 
         Args:
-            files: path relative to the work area -> content: the package (at the top or in `src/`) and its tests.
+            files: path relative to the work area -> content: the package (at the top or in `src/`) and its tests; none
+                of them can be changed by the run, and no other file can be made beside them.
             tests: files, folders or node ids; None collects what pytest finds.
-            protected: files the code under test cannot change; files named by `tests` always are, and without `tests`
-                all that look like tests.
+            hidden: those of `files` that are Python modules and lie in the run as compiled code alone, harmlessly
+                varied: what tests them cannot read them.
 
         Raises:
-            UsageError: a path is not a plain relative path, or `protected` names what is not in `files`.
+            UsageError: a path is not a plain relative path.
         """
         ...
 

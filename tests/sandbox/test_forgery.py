@@ -15,6 +15,7 @@ import pytest
 from sandbox_jobs import SMALL
 
 from infra.sandbox import Kind, Sandbox
+from infra.sandbox.attacks.single_run import AT_RUN_TIME, ENDS_EARLY, PATCHES, POLITE_ENDS
 from infra.sandbox.pytest_run import run_tests
 from m1.tasks.sandbox import TestReport
 
@@ -46,20 +47,6 @@ FAILING = (
     "test_a.py::test_many[2]",
     "test_b.py::test_later",
 )
-#: Walks from a frame of the code under test to pytest's own.
-FRAMES = """
-import sys
-def frames():
-    frame = sys._getframe()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-def find(kind):
-    for frame in frames():
-        for value in frame.f_locals.values():
-            if type(value).__name__ == kind:
-                return value
-"""
 
 
 def attack(sandbox: Sandbox, solution: str, **more: str) -> TestReport:
@@ -207,18 +194,6 @@ def test_sources_in_src_are_found(sandbox: Sandbox) -> None:
     assert run_tests(sandbox, files, None, SMALL).outcomes == {"tests/test_x.py::test_x": "passed"}
 
 
-ENDS_EARLY = {
-    "_exit at import": "import os; os._exit(0)",
-    "_exit in a test": "import os\ndef same(x): os._exit(0)",
-    "_exit in a thread": "import os, threading; threading.Timer(0, os._exit, (0,)).start(); threading.Event().wait(1)",
-    "_exit after a fine summary": "import os; os.write(1, b'6 passed in 0.01s\\n'); os._exit(0)",
-    "exec of something that is happy": "import os; os.execv('/bin/sh', ['sh', '-c', 'echo 6 passed; exit 0'])",
-    "killing all": "import os; os.kill(-1, 9); os._exit(0)",
-    "killing the parent": "import os; os.kill(os.getppid(), 9); os._exit(0)",
-    "killing itself": "import os; os.kill(os.getpid(), 15)",
-}
-
-
 @pytest.mark.parametrize("name", ENDS_EARLY)
 def test_ending_early(sandbox: Sandbox, name: str) -> None:
     solution = ENDS_EARLY[name]
@@ -229,16 +204,6 @@ def test_ending_early(sandbox: Sandbox, name: str) -> None:
         report = attack(sandbox, solution)
     assert report.kind is Kind.KILLED, report
     assert report.outcomes and set(report.outcomes.values()) == {"error"}
-
-
-POLITE_ENDS = {
-    "sys.exit at import": "import sys; sys.exit(0)",
-    "SystemExit with success": "raise SystemExit(0)",
-    "pytest.exit": "import pytest; pytest.exit('all well', returncode=0)",
-    "KeyboardInterrupt": "raise KeyboardInterrupt",
-    "skip of the module": "import pytest; pytest.skip('all well', allow_module_level=True)",
-    "os.abort": "import os; os.abort()",
-}
 
 
 @pytest.mark.parametrize("name", POLITE_ENDS)
@@ -252,7 +217,8 @@ FAKE_FILES = """
 import os
 xml = '<testsuites><testsuite tests="1"><testcase classname="tests.test_a" name="test_wrong"/></testsuite></testsuites>'
 for name in ("report.xml", "junit.xml", "/tmp/junit.xml", "result.json", ".report.json"):
-    open(name, "w").write(xml)
+    try: open(name, "w").write(xml)
+    except OSError: pass
 """
 CONFTEST = """
 import pytest
@@ -303,191 +269,28 @@ def test_compiled_file_in_place_of_a_test(sandbox: Sandbox) -> None:
 import importlib.util, marshal, os, struct, sys, pytest
 code = compile("def test_later(): pass\\n", "/work/tests/test_b.py", "exec")
 state = os.stat("/work/tests/test_b.py")
-os.makedirs("/work/tests/__pycache__", exist_ok=True)
+try: os.makedirs("/work/tests/__pycache__", exist_ok=True)
+except OSError: pass
 head = struct.pack("<4sLLL", importlib.util.MAGIC_NUMBER, 0, int(state.st_mtime) & 0xFFFFFFFF, state.st_size)
 tag = sys.implementation.cache_tag
 for name in (f"test_b.{tag}-pytest-{pytest.__version__}.pyc", f"test_b.{tag}.pyc"):
-    open("/work/tests/__pycache__/" + name, "wb").write(head + marshal.dumps(code))
+    try: open("/work/tests/__pycache__/" + name, "wb").write(head + marshal.dumps(code))
+    except OSError: pass
 """
     report = attack(sandbox, solution)
     assert report.kind is Kind.OK and report.outcomes["tests/test_b.py::test_later"] == "failed"
 
 
-PATCHES = {
-    "reports made by pytest": """
-import _pytest.reports as r
-make = r.TestReport.from_item_and_call.__func__
-def good(cls, item, call):
-    call.excinfo = None
-    return make(cls, item, call)
-r.TestReport.from_item_and_call = classmethod(good)
-""",
-    "initial values of reports": """
-import _pytest.reports as r
-old = r.TestReport.__init__
-def new(self, *a, **k):
-    k["outcome"] = "passed"; k["longrepr"] = None
-    old(self, *a, **k)
-r.TestReport.__init__ = new
-""",
-    "code of a function": """
-import _pytest.runner as r
-def pytest_runtest_call(item): pass
-r.pytest_runtest_call.__code__ = pytest_runtest_call.__code__
-""",
-    "running of items": "import _pytest.python as p; p.Function.runtest = lambda self: None",
-    "running of unittest": "import _pytest.unittest as u; u.TestCaseFunction.runtest = lambda self: None",
-    "calling of functions": """
-import _pytest.python as p
-def pytest_pyfunc_call(pyfuncitem): return True
-p.pytest_pyfunc_call.__code__ = pytest_pyfunc_call.__code__
-""",
-    "unittest assertions": "import unittest; unittest.TestCase.assertEqual = lambda self, *a: None",
-    "a new method on a class of pytest": """
-import _pytest.reports as r
-get = object.__getattribute__
-r.TestReport.__getattribute__ = lambda s, n: "passed" if n == "outcome" else False if n == "failed" else get(s, n)
-""",
-    "builtins": "import builtins; builtins.all = lambda values: True",
-    "defaults": "import _pytest.runner as r; r.call_and_report.__defaults__ = (False,)",
-    "writing of json": """
-import json
-real = json.dumps
-json.dumps = lambda x, **k: real(x, **k).replace('\"failed\"', '\"passed\"')
-""",
-    "the pieces of json": """
-import json.encoder as e
-real = e.JSONEncoder.encode
-e.JSONEncoder.encode = lambda self, x: real(self, x).replace('\"failed\"', '\"passed\"')
-""",
-    "the check itself": """
-import gc
-for thing in gc.get_objects():
-    if type(thing).__name__ == "Fingerprint":
-        type(thing).changed = lambda self: None
-    if type(thing).__name__ == "Reporter":
-        type(thing).__module__
-import _pytest.python as p; p.Function.runtest = lambda self: None
-""",
-    "assertion rewriting": """
-import _pytest.assertion.rewrite as r
-real = r.rewrite_asserts
-import ast
-def none(mod, *a):
-    for node in ast.walk(mod):
-        if isinstance(node, ast.Assert): node.test = ast.Constant(True)
-    real(mod, *a)
-r.rewrite_asserts = none
-""",
-    "importing of later tests": """
-import sys, types, importlib.abc, importlib.util
-class Loader(importlib.abc.Loader):
-    def create_module(self, spec): return None
-    def exec_module(self, module): exec("def test_later(): pass", module.__dict__)
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "test_b": return importlib.util.spec_from_file_location(name, path_b, loader=Loader())
-path_b = "/work/tests/test_b.py"
-sys.meta_path.insert(0, Finder())
-""",
-    "a hook found by walking frames": FRAMES
-    + """
-import pytest
-class Evil:
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(self, item, call):
-        report = (yield).get_result(); report.outcome = "passed"; report.longrepr = None
-for frame in frames():
-    for value in frame.f_locals.values():
-        manager = getattr(getattr(value, "config", None), "pluginmanager", None)
-        if manager is not None:
-            manager.register(Evil(), "evil"); break
-    else: continue
-    break
-""",
-    "a trace function that leaves out lines": """
-import sys, threading
-def tracer(frame, event, arg):
-    if frame.f_code.co_name.startswith("test_") and event == "call":
-        frame.f_trace_lines = False
-    return tracer
-sys.settrace(tracer)
-""",
-}
-
-
 @pytest.mark.parametrize("name", PATCHES)
 def test_patching(sandbox: Sandbox, name: str) -> None:
     report = attack(sandbox, PATCHES[name])
-    assert report.tampered, report
+    # What is aimed at a later file does nothing where that file came first.
+    assert report.tampered or (name in ONLY_LATER and report.outcomes["tests/test_b.py::test_later"] == "failed"), (
+        report
+    )
 
 
-AT_RUN_TIME = {
-    # Each is put into `same`, which a test that passes calls first.
-    "tests exchanged": (
-        FRAMES
-        + """
-def same(x):
-    for frame in frames():
-        for value in list(frame.f_locals.values()):
-            for item in getattr(value, "items", None) if isinstance(getattr(value, "items", None), list) else ():
-                if item.name != "test_right":
-                    item.obj = lambda *a, **k: None
-    return x
-"""
-    ),
-    "tests run by another method": (
-        FRAMES
-        + """
-def same(x):
-    for frame in frames():
-        for value in list(frame.f_locals.values()):
-            for item in getattr(value, "items", None) if isinstance(getattr(value, "items", None), list) else ():
-                item.runtest = lambda: None
-    return x
-"""
-    ),
-    "a report of one's own": (
-        FRAMES
-        + """
-def same(x):
-    from _pytest.reports import TestReport
-    for frame in frames():
-        item = frame.f_locals.get("item")
-        if item is not None and hasattr(item, "session"):
-            for other in item.session.items:
-                for when in ("setup", "call", "teardown"):
-                    report = TestReport(other.nodeid, other.location, {}, "passed", None, when)
-                    item.config.hook.pytest_runtest_logreport(report=report)
-            break
-    import os; os._exit(0)
-"""
-    ),
-    "records on all open descriptors": (
-        """
-import json, os, struct
-def same(x):
-    passed = {"test": "tests/test_a.py::test_wrong", "outcome": "passed", "why": ""}
-    for record in ({"body": json.dumps(passed), "seal": "0" * 64},
-                   {"body": json.dumps({"finish": 0}), "seal": "0" * 64}, {"exit": 0, "files": [], "unread": {}}):
-        text = json.dumps(record).encode()
-        for fd in range(2, 64):
-            try: os.write(fd, struct.pack(">II", len(text), 0) + text)
-            except OSError: pass
-    os._exit(0)
-"""
-    ),
-    "nonsense on all open descriptors": (
-        """
-import os
-def same(x):
-    for fd in range(2, 64):
-        try: os.write(fd, b"\\xff" * 4096)
-        except OSError: pass
-    return x
-"""
-    ),
-}
+ONLY_LATER = ("importing of later tests",)
 
 
 @pytest.mark.parametrize("name", AT_RUN_TIME)

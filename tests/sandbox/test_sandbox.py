@@ -223,3 +223,62 @@ def test_without_an_engine_commands_say_so_and_how_to_get_one() -> None:
     assert done.returncode == ServiceError.exit_code
     assert "no Docker engine answers" in done.stderr and "engine.sh" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_sealed_job_can_change_and_make_nothing_in_its_work_area(sandbox: Sandbox) -> None:
+    code = """
+import os
+def attempt(what, *arguments):
+    try:
+        what(*arguments); print("DONE", what.__name__, arguments)
+    except OSError: pass
+for path in ("job.py", "new", "in/new", "in/data", "in/deep/new"):
+    attempt(open, path, "w")
+for call in ((os.mkdir, "d"), (os.mkdir, "in/d"), (os.unlink, "in/data"), (os.rename, "in", "out"),
+             (os.chmod, "in", 0o777), (os.chmod, "/work", 0o777), (os.symlink, "/etc", "in/link"),
+             (os.link, "in/data", "/work/hard")):
+    attempt(*call)
+open("/tmp/mine", "w").close()
+print(open("in/data").read())
+"""
+    files = {"job.py": code, "in/data": "given", "in/deep/data": ""}
+    assert sandbox.run(Job(files, ["python3", "job.py"], SMALL, sealed=True)).output == "given\n"
+
+
+def test_files_that_cannot_be_laid_out_are_refused_and_not_the_engines_fault(sandbox: Sandbox) -> None:
+    many = {f"{n}/{'/'.join('abcdefgh' * 7)}/{n}": b"" for n in range(1200)}
+    result = sandbox.run(Job(many, ["true"], SMALL))
+    assert result.kind is Kind.REFUSED and "cannot be laid out" in result.message, result
+    for path in ("x" * 256, "ä" * 128, "/".join("a" * 65)):
+        with pytest.raises(UsageError, match="sandbox path"):
+            Job({path: b""}, ["true"])
+
+
+def test_hidden_modules_work_and_cannot_be_read(sandbox: Sandbox) -> None:
+    files = {
+        "pkg/__init__.py": "from pkg.inner import f\n",
+        "src/pkg2.py": "import pkg\nvalue = pkg.f()\n",
+        "pkg/inner.py": """
+import os
+DATA = os.path.join(os.path.dirname(__file__), "d.txt")
+def f():
+    'Doc.'
+    return open(DATA).read()
+""",
+        "pkg/d.txt": "data",
+        "test_x.py": """
+import inspect, os, pytest
+import pkg, pkg2
+def test_works(): assert pkg2.value == pkg.f() == 'data' and pkg.f.__doc__ == 'Doc.'
+def test_read():
+    with pytest.raises(OSError): inspect.getsource(pkg.f)
+    with pytest.raises(OSError): open(pkg.__file__)
+def test_missing():
+    with pytest.raises(ImportError): import pkg.other
+""",
+    }
+    hidden = ["pkg/__init__.py", "pkg/inner.py", "src/pkg2.py"]
+    report = sandbox.run_tests(files, ["test_x.py"], SMALL, hidden)
+    assert set(report.outcomes.values()) == {"passed"} and len(report.outcomes) == 3, report
+    broken = sandbox.run_tests({**files, "pkg/inner.py": "def (:\n"}, ["test_x.py"], SMALL, hidden)
+    assert set(broken.outcomes.values()) == {"error"} and not broken.tampered

@@ -18,10 +18,11 @@ from m1.run import profiles
 from m1.tasks.prompts import read_rows
 from m1.tasks.swe import make as swe_run
 from m1.tasks.swe import sources
+from m1.tasks.swe.answers import apply_answer, make_blocks
 from m1.tasks.swe.ingest import PullRequest, task_of_pull
 from m1.tasks.swe.issue_text import leak
 from m1.tasks.swe.make import Options, assemble, make_shard, table
-from m1.tasks.swe.patches import apply_answer, make_blocks, make_diff
+from m1.tasks.swe.patches import make_diff
 from m1.tasks.swe.reward import LIMITS, End, judge
 from m1.tasks.swe.sources import Repository, SweSpec
 from m1.tasks.swe.tasks import TaskSet, check_patches, write_environments

@@ -8,6 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m1.tasks.swe.answers import apply_blocks
 from m1.tasks.swe.localise import (
     Ranked,
     _bm25,
@@ -21,7 +22,6 @@ from m1.tasks.swe.localise import (
     skeleton,
     words,
 )
-from m1.tasks.swe.patches import apply_blocks
 from m1.tasks.swe.prompts import question
 from m1.tasks.swe.python_source import MODULE
 from m1.tasks.swe.tasks import SweTask

@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1.tasks.swe.patches import (
-    PatchError,
-    apply_answer,
-    apply_blocks,
-    apply_diff,
-    make_blocks,
-    make_diff,
-    parse_blocks,
-    parse_diff,
-    safe_path,
-)
+from m1.tasks.swe.answers import apply_answer, apply_blocks, make_blocks, parse_blocks
+from m1.tasks.swe.patches import PatchError, apply_diff, make_diff, parse_diff, safe_path
 
 LINES = st.sampled_from(
     ["a\n", "b\n", "c\n", "\n", "    x = 1\n", "é\r\n", "+plus\n", "-minus\n", "@@ -1 +1 @@\n", "--- a/x\n"]

@@ -35,8 +35,12 @@ def test_zero():
 
 
 def test_nothing_is_left_of_another_run():
-    assert not os.path.exists("left") and "LEFT" not in os.environ and made.double.__doc__ is None
-    open("left", "w").close()
+    assert "LEFT" not in os.environ and made.double.__doc__ is None
+    try:
+        open("left", "w").close()
+        assert False, "the tree can be written into"
+    except OSError:
+        pass
     os.environ["LEFT"] = made.double.__doc__ = "1"
 """
 ALL = {f"tests/test_made.py::{name}" for name in ("test_double", "test_zero", "test_nothing_is_left_of_another_run")}

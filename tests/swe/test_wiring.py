@@ -44,9 +44,9 @@ from m1.tasks.pass_rate import Answered, accuracy_by_task
 from m1.tasks.prompts import Prompt, read_rows, tokenised
 from m1.tasks.swe import make as sets
 from m1.tasks.swe import sources
+from m1.tasks.swe.answers import apply_answer, make_blocks
 from m1.tasks.swe.judging import SandboxJudge
 from m1.tasks.swe.making import LEFT_OUT
-from m1.tasks.swe.patches import apply_answer, make_blocks
 from m1.tasks.swe.reward import ENDS, LIMITS, NO_ANSWER
 from m1.tasks.swe.tasks import KINDS, TaskSet
 from m1.training.stopping import StopRequested

@@ -44,7 +44,9 @@ def main():
         answer = {}
         if head["what"] == "lay":
             try:
-                lay(0, head["files"], WORK, True)  # noqa: F821
+                lay(0, head["files"], WORK, 0o755 if head["sealed"] else 0o1777)  # noqa: F821
+                if head["sealed"]:  # nothing can be made that would be found before one of these files, or in its place
+                    os.chmod(WORK, 0o755)
             except OSError as error:
                 answer = {"error": str(error)}
         elif head["what"] == "account":

@@ -92,7 +92,7 @@ def main():
     while (head := receive(0))["what"] == "ping":  # noqa: F821
         write_all(control, pack({}))  # noqa: F821
     try:
-        lay(0, head["files"], WORK, False)  # noqa: F821
+        lay(0, head["files"], WORK, 0o755)  # noqa: F821
     except OSError as error:
         write_all(control, pack({"error": str(error)}))  # noqa: F821
         return

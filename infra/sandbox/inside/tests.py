@@ -4,10 +4,13 @@ Runs in the job's process, together with the code under test: what it can and ca
 Executed, and `load` called, before any untrusted code is there; `run` is called in the job's own process.
 """
 
+import ast
 import difflib  # noqa: F401
 import hmac
+import importlib.machinery
 import json
 import os
+import random
 import struct
 import sys
 import types
@@ -20,7 +23,12 @@ WORK = "/work"
 #: As in infra/sandbox/container.py, which this file cannot import; not read from the environment, which a job may set.
 COMPILED = "/opt/m1-compiled"
 #: Packages whose functions and classes must be the same at the end as before the code under test came.
-TRUSTED = ("pytest", "_pytest", "pluggy", "iniconfig", "unittest", "builtins", "json", "hmac", "__main__")
+TRUSTED = (
+    *("pytest", "_pytest", "pluggy", "iniconfig", "unittest", "builtins", "json", "hmac", "__main__"),
+    # By which test files are found, read, compiled and compared.
+    *("importlib", "_frozen_importlib", "_frozen_importlib_external", "marshal", "ast", "tokenize", "inspect"),
+    *("linecache", "io", "_io", "math", "numbers", "operator", "_operator", "difflib", "abc", "_abc", "types"),
+)
 #: Modules that decide about an outcome: looked at after every test.
 CORE = (
     *("builtins", "json.encoder", "unittest.case", "pluggy._hooks", "pluggy._manager", "pluggy._callers"),
@@ -124,9 +132,10 @@ def make_line(secret, control):
 class Reporter:
     """pytest plugin: what was collected, one outcome per test, and the end."""
 
-    def __init__(self, send, wanted, extra, bottom):
-        self.send, self.wanted, self.extra, self.bottom = send, wanted, extra, bottom
+    def __init__(self, send, wanted, seed, bottom):
+        self.send, self.wanted, self.seed, self.bottom = send, wanted, seed, bottom
         self.hooks, self.items, self.phases, self.config, self.fault = None, {}, {}, None, None
+        self.values = {}
 
     # -- collection
 
@@ -145,10 +154,15 @@ class Reporter:
     def pytest_collection_modifyitems(self, items):
         if self.wanted is not None:
             items[:] = [item for item in items if self._is_wanted(item.nodeid)]
+        # Files in an order of this run's own; within a file the order is the file's.
+        files = {}
+        for item in items:
+            files.setdefault(item.nodeid.split("::")[0], []).append(item)
+        order = sorted(files)
+        random.Random(self.seed).shuffle(order)
+        items[:] = [item for name in order for item in files[name]]
 
     def _is_wanted(self, node_id):
-        if node_id.startswith(self.extra):
-            return True
         if node_id in self.wanted:
             return True
         parts = node_id.split("[")[0].split("::")
@@ -162,6 +176,7 @@ class Reporter:
         for item in session.items:
             function = plain(item)
             self.items[item.nodeid] = (item, type(item), function, getattr(function, "__code__", None))
+            self.values[item.nodeid] = values_of(item)
             self._look_at_origin(item)
         self.send({"collected": [item.nodeid for item in session.items]})
 
@@ -181,6 +196,8 @@ class Reporter:
         same = before is not None and all(one is other for one, other in zip(before, now))
         if not same or "runtest" in vars(item):
             self._blame(f"{item.nodeid} was exchanged")
+        if self.values.get(item.nodeid) != values_of(item):
+            self._blame(f"a value or method that {item.nodeid} uses was changed")
         if sys.gettrace() or sys.getprofile():
             self._blame("a trace function was set")
 
@@ -238,6 +255,87 @@ def plain(item):
     return getattr(found, "__func__", found)
 
 
+def values_of(item):
+    """What a test is given and made of: its parameters, as far as they are plain values, and the methods of its class.
+
+    A parameter is compared by its content, since an object may be changed in place, and by its identity.
+    """
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    parameters = {name: (id(value), outline(value)) for name, value in given.items()}
+    classes = [cls for cls in getattr(getattr(item, "cls", None), "__mro__", ()) if cls.__flags__ & 1 << 9]
+    methods = {
+        (id(cls), name): id(value)
+        for cls in classes
+        for name, value in list(vars(cls).items())
+        if callable(value) or isinstance(value, (property, staticmethod, classmethod))
+    }
+    return parameters, methods
+
+
+def outline(value, depth=4):
+    """Content of plain values and of containers of them, to a depth; the type alone for everything else."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, complex, str, bytes):
+        return kind.__name__, repr(value) if kind is not int else value
+    if depth and kind in (list, tuple):
+        return kind.__name__, [outline(part, depth - 1) for part in value[:1000]]
+    if depth and kind in (dict,):
+        pairs = list(value.items())[:1000]
+        return kind.__name__, [(outline(k, depth - 1), outline(v, depth - 1)) for k, v in pairs]
+    return kind.__name__, None
+
+
+class Hidden:
+    """Finds modules of which there is only compiled code: no test can read, or tell by its text, which code it has.
+
+    The code differs from run to run in what does nothing: statements without effect, and numbers of lines.
+    """
+
+    def __init__(self, sources, seed):
+        rng = random.Random(seed)
+        self.codes = {path: varied(text.encode("latin-1"), path, rng) for path, text in sources.items()}
+
+    def find_spec(self, name, path=None, target=None):
+        place = name.replace(".", "/")
+        for root in ("", "src/"):
+            for file, is_package in ((f"{root}{place}/__init__.py", True), (f"{root}{place}.py", False)):
+                if file in self.codes:
+                    spec = importlib.machinery.ModuleSpec(name, self, origin=file, is_package=is_package)
+                    if is_package:
+                        spec.submodule_search_locations[:] = [f"{WORK}/{root}{place}"]
+                    return spec
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        # Once, and then it is gone from here; code that does not compile says so where it is imported.
+        code = self.codes[module.__spec__.origin]
+        if isinstance(code, SyntaxError):
+            raise code
+        module.__file__ = f"{WORK}/{module.__spec__.origin}"
+        exec(code, module.__dict__)
+
+    def get_source(self, name):
+        return None
+
+
+def varied(source, path, rng):
+    """Compiled code that does what `source` does."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return error if isinstance(error, SyntaxError) else SyntaxError(str(error))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            at = 1 if ast.get_docstring(node, clean=False) is not None else 0
+            idle = [rng.choice(("[]", "{}", "not []", "[[]]", "[{}]", "not {}")) for _ in range(rng.randint(1, 3))]
+            node.body[at:at] = ast.parse("\n".join(idle)).body
+    ast.fix_missing_locations(ast.increment_lineno(tree, rng.randint(0, 40)))
+    return compile(tree, f"{WORK}/{path}", "exec", dont_inherit=True)
+
+
 def why(report):
     crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
     lines = str(crash.message if crash is not None else getattr(report, "longreprtext", "")).strip().splitlines()
@@ -267,7 +365,9 @@ def run(spec, control):
     sys.argv[:] = ["pytest"]
     send = make_line(bytes.fromhex(spec.pop("secret")), control)
     wanted = None if spec["tests"] is None else set(spec["tests"])
-    reporter = Reporter(send, wanted, spec["extra"], sys._getframe())
+    if spec["hidden"]:
+        sys.meta_path.insert(0, Hidden(spec.pop("hidden"), spec["seed"]))
+    reporter = Reporter(send, wanted, spec.pop("seed"), sys._getframe())
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--noconftest", "-o", "addopts=", "-c", "/dev/null"]
     options += [

@@ -43,11 +43,11 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def lay(source: int, files: list, folder: str, sticky: bool) -> None:
+def lay(source: int, files: list, folder: str, mode: int) -> None:
     """Write `files`, pairs of path and size whose contents follow on `source`, below `folder`.
 
-    Existing files are not overwritten and no symlink is followed. In a sticky folder (one that holds a protected
-    file) everybody may make files, and nobody but the owner can rename or remove one.
+    Existing files are not overwritten and no symlink is followed. `mode` is that of the folders made: in a sticky one
+    (0o1777) everybody may make files, and nobody but the owner can rename or remove one.
     """
     for path, size in files:
         below = folder
@@ -55,8 +55,7 @@ def lay(source: int, files: list, folder: str, sticky: bool) -> None:
             below = below + "/" + part
             try:
                 os.mkdir(below)
-                if sticky:
-                    os.chmod(below, 0o1777)
+                os.chmod(below, mode)
             except FileExistsError:
                 if not stat.S_ISDIR(os.lstat(below).st_mode):
                     raise

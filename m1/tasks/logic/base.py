@@ -127,14 +127,15 @@ class Task(ABC):
         """The value an answer denotes, equal for equivalent answers; None for what is not an answer at all."""
 
 
-_INTEGER = re.compile(r"\s*([+-]?)\s*([0-9]{1,100})\s*")
 _SEPARATORS = re.compile(r"[\s,;:]+")
 
 
 def parse_integer(text: str) -> int | None:
     """An integer in decimal ASCII digits, with optional sign and leading zeros; anything else is None."""
-    match = _INTEGER.fullmatch(text)
-    return int(match[1] + match[2]) if match else None
+    text = text.strip()
+    sign = text[:1] if text[:1] in ("+", "-") else ""
+    digits = text[len(sign) :].lstrip()
+    return int(sign + digits) if digits.isascii() and digits.isdigit() and len(digits) <= 100 else None
 
 
 def split_symbols(text: str) -> list[str]:

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from m1.tasks.swe.answers import is_guarded
 from m1.tasks.swe.mutations import Mutation, choose, combine, mutant, mutations
 from m1.tasks.swe.patches import Tree
 from m1.tasks.swe.python_source import NotPython, PythonSource
-from m1.tasks.swe.reward import is_guarded
 from m1.tasks.swe.sources import Package
 from m1.tasks.swe.tasks import content_id
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from m1.tasks.swe.answers import Location, parse_locations
 from m1.tasks.swe.python_source import FUNCTIONS, MODULE, Element, NotPython, elements, parse
 
-Location = tuple[str, str]
 #: Length of a text in tokens.
 Count = Callable[[str], int]
 
@@ -222,16 +222,6 @@ def parse_files(answer: str, tree: Mapping[str, bytes]) -> list[str]:
     """Paths of the tree that an answer names, line by line, in its order, each once."""
     named = [line.strip().strip("`-* ").strip() for line in answer.split("\n")]
     return list(dict.fromkeys(path for path in named if path in tree))
-
-
-def parse_locations(answer: str) -> list[Location]:
-    """`path: element` lines of an answer, in its order, each once; a path alone stands for its module level."""
-    found: dict[Location, None] = {}
-    for line in answer.split("\n"):
-        match = re.match(r"^[\s`*-]*([\w./+-]+\.py)\s*(?:(?:::|:)\s*`?([\w.<>]+)(?:\(\))?)?[`\s]*$", line)
-        if match:
-            found[match[1], match[2] or MODULE] = None
-    return list(found)
 
 
 def localise(

@@ -17,7 +17,7 @@ from m1.errors import ServiceError
 from m1.tasks.base import Made, Row, Wish
 from m1.tasks.swe import make as sets
 from m1.tasks.swe import sources
-from m1.tasks.swe.patches import make_blocks
+from m1.tasks.swe.answers import make_blocks
 from m1.tasks.swe.prompts import question
 from m1.tasks.swe.sources import SweSpec
 from m1.tasks.swe.tasks import SET, SweTask, TaskSet

@@ -1,10 +1,10 @@
-"""Patches over trees of files: unified diffs and search/replace blocks, applied strictly.
+"""Patches over trees of files: unified diffs, applied strictly. The forms of an answer are in `answers`.
 
 A tree is a mapping from a relative path with forward slashes to the file's bytes. Nothing here touches the disk.
 
 Strictly means: every context line must be there, no fuzz. A hunk goes where its header says; if its lines are not
 there, it goes to the only other place after the previous hunk where they are; if there are several, it is refused.
-A search block must be found exactly once. Paths that leave the tree, links and binary patches are refused.
+Paths that leave the tree, links and binary patches are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from m1.tasks.swe.diff_names import BadName, common_name, header_name, plain_nam
 
 Tree = dict[str, bytes]
 
-SEARCH, DIVIDER, REPLACE = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 _HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _NO_NEWLINE = "\\ No newline at end of file"
 
@@ -307,7 +306,7 @@ def _apply_commit(tree: Tree, changes: list[FileChange]) -> None:
         tree[new] = join_lines(after)
     for change in changes:
         if change.new is not None and change.new != change.old and change.new in tree:
-            _no_clash(tree, change.new)
+            no_clash(tree, change.new)
 
 
 def _apply_hunks(lines: list[str], change: FileChange) -> list[str]:
@@ -371,7 +370,7 @@ class _Finder:
         return found
 
 
-def _no_clash(tree: Mapping[str, bytes], path: str) -> None:
+def no_clash(tree: Mapping[str, bytes], path: str) -> None:
     """A file cannot be where a folder is, nor below another file."""
     parents = path.split("/")[:-1]
     if any("/".join(parents[: n + 1]) in tree for n in range(len(parents))):
@@ -398,149 +397,3 @@ def make_diff(old: Mapping[str, bytes], new: Mapping[str, bytes], context: int =
         for line in difflib.unified_diff(before, after, *names, n=context, lineterm="\n"):
             parts.append(line if line.endswith("\n") else f"{line}\n{_NO_NEWLINE}\n")
     return "".join(parts)
-
-
-# --- search/replace blocks ---
-
-
-@dataclass(frozen=True)
-class Block:
-    """One replacement: `search` empty means that the file is new."""
-
-    path: str
-    search: list[str]
-    replace: list[str]
-
-
-def parse_blocks(text: str) -> list[Block]:
-    """Blocks of the form that Agentless and aider use: the path on the line before, fences and `###` allowed.
-
-    Raises:
-        PatchError: no block, no path, an unfinished block, or two dividers in one.
-    """
-    blocks: list[Block] = []
-    path = ""
-    lines = text.split("\n")
-    position = 0
-    while position < len(lines):
-        line = lines[position].rstrip()
-        if line == SEARCH:
-            end = next((at for at in range(position, len(lines)) if lines[at].rstrip() == REPLACE), None)
-            if end is None:
-                raise PatchError(f"line {position + 1}: the block has no {REPLACE}")
-            body = lines[position + 1 : end]
-            dividers = [at for at, inner in enumerate(body) if inner.rstrip() == DIVIDER]
-            if len(dividers) != 1 or any(inner.rstrip() == SEARCH for inner in body):
-                raise PatchError(f"line {position + 1}: the block has {len(dividers)} dividers, or another inside")
-            if not path:
-                raise PatchError(f"line {position + 1}: no path before the block")
-            search, replace = body[: dividers[0]], body[dividers[0] + 1 :]
-            blocks.append(Block(safe_path(path), [row + "\n" for row in search], [row + "\n" for row in replace]))
-            position = end
-        elif line.strip() and not line.lstrip().startswith("```"):
-            path = line.strip().lstrip("#").strip().strip("`").strip()
-        position += 1
-    if not blocks:
-        raise PatchError(f"no block ({SEARCH}) found")
-    return blocks
-
-
-def apply_blocks(tree: Mapping[str, bytes], text: str) -> Tree:
-    """A new tree with the blocks applied one after another.
-
-    Raises:
-        PatchError: see the head of this module.
-    """
-    result = dict(tree)
-    for block in parse_blocks(text):
-        if not block.search:
-            if block.path in result:
-                raise PatchError(f"{block.path} exists already, and its search part is empty")
-            _no_clash(result, block.path)
-            result[block.path] = join_lines(block.replace)
-            continue
-        if block.path not in result:
-            raise PatchError(f"{block.path} does not exist")
-        lines = split_lines(result[block.path])
-        unended = bool(lines) and not lines[-1].endswith("\n")
-        if unended:
-            lines[-1] += "\n"
-        size = len(block.search)
-        places = [at for at in range(len(lines) - size + 1) if lines[at : at + size] == block.search]
-        if len(places) != 1:
-            raise PatchError(f"{block.path}: the search part is found {len(places)} times")
-        lines[places[0] : places[0] + size] = block.replace
-        content = "".join(lines)
-        result[block.path] = (content[:-1] if unended and content.endswith("\n") else content).encode(
-            "utf-8", "surrogateescape"
-        )
-    return result
-
-
-def make_blocks(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> str:
-    """Search/replace blocks from `old` to `new`, each as long as it must be to be found once.
-
-    Raises:
-        PatchError: a file is deleted, not text, or differs only in its last newline: blocks cannot say so.
-    """
-    parts: list[tuple[str, list[str], list[str]]] = []
-    for path in sorted(old.keys() | new.keys()):
-        if old.get(path) == new.get(path):
-            continue
-        if path not in new:
-            raise PatchError(f"{path}: a block cannot delete a file")
-        after = split_lines(new[path])
-        if path not in old:
-            parts.append((path, [], after))
-            continue
-        before = split_lines(old[path])
-        first, last_old, last_new = _changed_range(before, after)
-        places = _occurrences(before, before[first:last_old])
-        while last_old == first or places != 1:
-            if first == 0 and last_old == len(before):
-                raise PatchError(f"{path}: an empty file cannot be searched")
-            first, last_old, last_new = (
-                max(0, first - 1),
-                *((last_old + 1, last_new + 1) if last_old < len(before) else (last_old, last_new)),
-            )
-            places = _occurrences(before, before[first:last_old])
-        parts.append((path, before[first:last_old], after[first:last_new]))
-    text = "\n".join(_render_block(*part) for part in parts)
-    if text and apply_blocks(old, text) != dict(new):
-        raise PatchError("the change cannot be written as search/replace blocks")
-    return text
-
-
-def _changed_range(before: list[str], after: list[str]) -> tuple[int, int, int]:
-    """Start (common), end in `before`, end in `after` of the lines that differ."""
-    first = 0
-    while first < min(len(before), len(after)) and before[first] == after[first]:
-        first += 1
-    tail = 0
-    while tail < min(len(before), len(after)) - first and before[-1 - tail] == after[-1 - tail]:
-        tail += 1
-    return first, len(before) - tail, len(after) - tail
-
-
-def _occurrences(lines: list[str], part: list[str]) -> int:
-    return sum(lines[at : at + len(part)] == part for at in range(len(lines) - len(part) + 1))
-
-
-def _render_block(path: str, search: list[str], replace: list[str]) -> str:
-    body = "".join(line if line.endswith("\n") else line + "\n" for line in [*search, DIVIDER, *replace])
-    return f"### {path}\n{SEARCH}\n{body}{REPLACE}\n"
-
-
-# --- either form ---
-
-
-def apply_answer(tree: Mapping[str, bytes], text: str) -> Tree:
-    """Apply a patch in whichever form it is written; a fence around it is taken off.
-
-    Raises:
-        PatchError: it is in neither form, or cannot be applied.
-    """
-    if any(line.rstrip() == SEARCH for line in text.split("\n")):
-        return apply_blocks(tree, text)
-    fenced = re.search(r"^```(?:diff|patch)?\s*\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL)
-    return apply_diff(tree, fenced[1] if fenced else text)

@@ -7,19 +7,20 @@ has a number for each end.
 
 from __future__ import annotations
 
-import re
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from m1.errors import M1Error
+from m1.errors import M1Error, UsageError
+from m1.tasks.confined import confined
 from m1.tasks.sandbox import Kind, Limits, Sandbox, TestReport
-from m1.tasks.swe.localise import overlap, parse_locations
-from m1.tasks.swe.patches import PatchError, Tree, apply_answer, apply_diff
-from m1.tasks.swe.python_source import NotPython, parse
+from m1.tasks.swe.answers import MAX_ANSWER, Repair, is_guarded, parse_locations, read_repair, read_test
+from m1.tasks.swe.controls import variant
+from m1.tasks.swe.localise import overlap
+from m1.tasks.swe.patches import Tree
 from m1.tasks.swe.tasks import SweTask, TaskSet
 
-MAX_ANSWER = 200_000
 #: Of the run that judges an answer; suites of the packages in data_specs/swe.yaml take some seconds.
 LIMITS = Limits(memory_mb=768, cpus=1.0, pids=128, file_mb=64, work_mb=256, output_kb=256, seconds=300.0)
 
@@ -35,6 +36,7 @@ class End(Enum):
     BAD_PATCH = "bad-patch"  # in no known form, does not apply, or leaves the tree
     EMPTY = "empty"
     TAMPERED = "tampered"  # the answer changed the test run itself
+    OVERSIZED = "oversized"  # longer than any answer that is read
 
 
 #: A response without an answer block; it never reaches the sandbox.
@@ -53,6 +55,7 @@ class Weights:
     bad_patch: float = 0.0
     empty: float = 0.0
     tampered: float = 0.0
+    oversized: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,64 @@ class Judgement:
 
 def _ended(end: End, weights: Weights, message: str = "", fixed: int = 0, broken: int = 0) -> Judgement:
     value = 1.0 if end is End.RESOLVED else getattr(weights, end.name.lower())
-    return Judgement(end, value, message[:500], fixed, broken)
+    # The message may quote the answer, and goes into files and logs that are UTF-8.
+    shown = " ".join(message[:500].encode("utf-8", "replace").decode().split())
+    return Judgement(end, value, shown, fixed, broken)
+
+
+def _oversized(answer: str, weights: Weights) -> Judgement | None:
+    if len(answer) <= MAX_ANSWER:
+        return None
+    return _ended(End.OVERSIZED, weights, f"{len(answer)} characters, at most {MAX_ANSWER} are read")
+
+
+# --- runs, and whose fault it is when one fails ---
+
+_CONTROL: dict[str, bytes | str] = {"test_control.py": "def test_control():\n    assert sum([20, 22]) == 42\n"}
+
+
+def run_tests(
+    sandbox: Sandbox,
+    files: Mapping[str, bytes | str],
+    tests: Sequence[str],
+    limits: Limits | None,
+    hidden: Sequence[str] = (),
+) -> TestReport:
+    """A test run of a tree with an answer in it, with a kind that is the answer's own doing.
+
+    Where the sandbox fails, or refuses the files, a control job that is known to be good follows on the same engine: if
+    that passes, the engine is well, and what failed was the answer.
+
+    Raises:
+        M1Error: the sandbox itself failed, which says nothing about the answer.
+    """
+    limits = limits or LIMITS
+    try:
+        report = sandbox.run_tests({p: c for p, c in files.items() if not is_trace(p)}, tests, limits, hidden)
+        if report.kind is not Kind.INFRASTRUCTURE:
+            return report
+        kind, failure = Kind.KILLED, M1Error(
+            f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged."
+        )  # fmt: skip
+    except UsageError as error:
+        kind, failure = Kind.REFUSED, error
+    if not engine_is_well(sandbox, limits):
+        raise failure
+    return TestReport(kind, {}, 0.0, f"{failure.what} (a control job on the same engine passed)", tampered=False)
+
+
+def is_trace(path: str) -> bool:
+    """Whether a file may hold other code than the tree shows: history, or what was compiled of some version."""
+    return not {".git", "__pycache__"}.isdisjoint(path.split("/")) or path.endswith((".pyc", ".pyo"))
+
+
+def engine_is_well(sandbox: Sandbox, limits: Limits) -> bool:
+    """Whether a job that is known to be good passes."""
+    try:
+        report = sandbox.run_tests(dict(_CONTROL), list(_CONTROL), limits)
+    except M1Error:
+        return False
+    return report.kind is Kind.OK and report.outcomes == {"test_control.py::test_control": "passed"}
 
 
 # --- localisation ---
@@ -80,6 +140,8 @@ def _ended(end: End, weights: Weights, message: str = "", fixed: int = 0, broken
 
 def judge_locations(task: SweTask, answer: str, weights: Weights = Weights()) -> Judgement:
     """Score by overlap; `resolved` means that exactly the right places are named. Needs no sandbox."""
+    if judged := _oversized(answer, weights):
+        return judged
     named = parse_locations(answer)
     if not named:
         return _ended(End.EMPTY, weights, "no `path: element` line")
@@ -109,20 +171,54 @@ def judge_repair(
     """
     if not answer.strip():
         return _ended(End.EMPTY, weights)
+    if judged := _oversized(answer, weights):
+        return judged
     try:
-        if len(answer) > MAX_ANSWER:
-            raise PatchError(f"the answer has {len(answer)} characters, at most {MAX_ANSWER} are read")
-        patched = apply_answer(faulty, answer)
-        final = restore(task, faulty, patched)
-    except (PatchError, UnicodeEncodeError) as error:
-        return _ended(End.BAD_PATCH, weights, str(error))
-    if final == dict(faulty):
-        return _ended(End.EMPTY, weights, "the patch changes nothing but tests")
-    if broken := compile_error(faulty, final):
-        return _ended(End.COMPILE_ERROR, weights, broken)
-    wanted = [*task.fail_to_pass, *pass_to_pass]
-    report = sandbox.run_tests(dict(final), wanted, limits or LIMITS)
-    return classify(report, task.fail_to_pass, pass_to_pass, weights)
+        repair = confined(read_repair, faulty, files_of_tests(task), task.test_patch, answer)
+    except Exception as error:  # reading is a function of the answer alone: whatever goes wrong is its own doing
+        repair = Repair({}, End.BAD_PATCH.value, f"{type(error).__name__}: {error}")
+    if repair.end:
+        return _ended(End(repair.end), weights, repair.message)
+    report = run_tests(sandbox, repair.tree, [*task.fail_to_pass, *pass_to_pass], limits)
+    judged = classify(report, task.fail_to_pass, pass_to_pass, weights)
+    if not judged.resolved:
+        return judged
+    return _doubted(sandbox, task, faulty, pass_to_pass, repair.tree, limits, weights) or judged
+
+
+# --- a second look at what says that it is right ---
+
+#: Runs in another shape that a resolved answer must pass, and draws of a shape that suits the tests.
+ROUNDS, DRAWS = 2, 3
+#: Tests that a shape is made of, at most: of those that failed, and of those that passed before.
+MOST_FIXED, MOST_KEPT = 20, 8
+
+
+def _doubted(
+    sandbox: Sandbox, task: SweTask, faulty: Mapping[str, bytes], pass_to_pass: Sequence[str], answered: Tree,
+    limits: Limits | None, weights: Weights,
+) -> Judgement | None:  # fmt: skip
+    """Run the tests in other shapes (`controls`); a judgement if the answer does not stand, else None.
+
+    A shape may not suit the tests: some depend on their names, or on there being only one of them. So whatever goes
+    wrong with the answer's tree must go right with the right tree, or the shape says nothing.
+    """
+    rng = random.SystemRandom()
+    right: Tree | None = None
+    for _ in range(ROUNDS):
+        for draw in range(DRAWS):
+            fixed = rng.sample(task.fail_to_pass, min(MOST_FIXED, len(task.fail_to_pass)))
+            kept = rng.sample(list(pass_to_pass), min(MOST_KEPT, len(pass_to_pass)))
+            shape = variant(answered, [*fixed, *kept], rng, careful=draw == DRAWS - 1)
+            report = run_tests(sandbox, {**answered, **shape.files}, shape.tests, limits)
+            if shape.is_met(report):
+                break
+            right = right or read_repair(faulty, files_of_tests(task), task.test_patch, task.gold_patch).tree
+            if shape.is_met(run_tests(sandbox, {**right, **shape.files}, shape.tests, limits)):
+                if shape.is_forged(report):
+                    return _ended(End.TAMPERED, weights, report.message or "a test passed that must fail")
+                return _ended(End.UNRESOLVED, weights, "its tests do not pass in every order and under every name")
+    return None
 
 
 def files_of_tests(task: SweTask) -> set[str]:
@@ -131,53 +227,15 @@ def files_of_tests(task: SweTask) -> set[str]:
     return {test.partition("::")[0] for test in tests}
 
 
-def restore(task: SweTask, faulty: Mapping[str, bytes], patched: Mapping[str, bytes]) -> Tree:
-    """The patched tree with the tests as the task has them: no answer changes what it is judged by.
-
-    Kept from the faulty tree: test files, everything in folders named `tests` or `test`, `conftest.py` and the files
-    that configure pytest; such files that the answer adds are taken out. Then the test patch is laid over.
-    """
-    final = {path: content for path, content in patched.items() if not is_guarded(path)}
-    final |= {path: content for path, content in faulty.items() if is_guarded(path)}
-    final |= {path: faulty[path] for path in files_of_tests(task) if path in faulty}
-    return apply_diff(final, task.test_patch) if task.test_patch else final
-
-
-_CONFIGURES = {"conftest.py", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg", "pytest.py",
-               "sitecustomize.py", "usercustomize.py", "_pytest"}  # fmt: skip
-
-
-def is_guarded(path: str) -> bool:
-    """Whether a file is a test, or has a say in how tests run: no answer may change it, no fault is put into it."""
-    *folders, name = path.split("/")
-    in_tests = any(folder in ("tests", "test", "_pytest", "pytest") for folder in folders)
-    return in_tests or name in _CONFIGURES or name.endswith(".pth") or bool(re.match(r"^(test_.*|.*_test)\.py$", name))
-
-
-def compile_error(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """The first changed Python file that does not parse, with the reason; empty if all do."""
-    for path in sorted(after):
-        if path.endswith(".py") and before.get(path) != after[path]:
-            try:
-                parse(after[path])
-            except NotPython as error:
-                return f"{path}: {error}"
-    return ""
-
-
 def classify(
     report: TestReport,
     fail_to_pass: Sequence[str],
     pass_to_pass: Sequence[str],
     weights: Weights = Weights(),
 ) -> Judgement:
-    """The end of a test run.
-
-    Raises:
-        M1Error: the sandbox failed.
-    """
-    if report.kind is Kind.INFRASTRUCTURE:
-        raise M1Error(f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged.")
+    """The end of a test run that the sandbox has done."""
+    if report.kind is Kind.REFUSED:
+        return _ended(End.BAD_PATCH, weights, report.message)
     if report.tampered:
         return _ended(End.TAMPERED, weights, report.message)
     passed = {test for test, outcome in report.outcomes.items() if outcome == "passed"}
@@ -186,7 +244,9 @@ def classify(
     if report.kind is not Kind.OK:
         return _ended(End.RUNTIME_ERROR, weights, f"{report.kind.value}: {report.message}", fixed, len(broken))
     wanted = [*fail_to_pass, *pass_to_pass]
-    if wanted and all(report.outcomes.get(test, "error") == "error" for test in wanted):
+    if not fail_to_pass:  # nothing shows that the fault is gone
+        return _ended(End.UNRESOLVED, weights, "the task has no test that must pass")
+    if all(report.outcomes.get(test, "error") == "error" for test in wanted):
         return _ended(End.RUNTIME_ERROR, weights, f"no test ran: {report.message}", fixed, len(broken))
     if broken:
         return _ended(End.REGRESSION, weights, f"{broken[0]} passed before", fixed, len(broken))
@@ -215,6 +275,10 @@ def judge(
 # --- test synthesis ---
 
 TEST_FILE = "test_m1_answer.py"
+#: Runs of a written test: SURE of them on each tree, DRAWN on one drawn by lot. A test that does not look at the code
+#: has to guess the tree of every run: a coin is right in 1 of 2^12, the best fixed order, if it knew the number of the
+#: run, in 1 of 3,000.
+SURE, DRAWN = 2, 8
 
 
 def judge_test(
@@ -226,47 +290,57 @@ def judge_test(
     limits: Limits | None = None,
     weights: Weights = Weights(),
 ) -> Judgement:
-    """A test file earns if all its tests pass on the right tree, twice, and one fails on the faulty one.
+    """A test file earns if all its tests pass on the right tree and one fails on the faulty one, every time.
+
+    It is run on the trees in an order drawn by lot that nothing in a run tells. It cannot read the code, which lies
+    there compiled and varied in what does nothing: only what the code does tells one tree from the other.
 
     Raises:
         M1Error: the sandbox failed.
     """
-    code = code_of_test(answer)
-    if not code.strip():
-        return _ended(End.EMPTY, weights)
+    if judged := _oversized(answer, weights):
+        return judged
     try:
-        parse(code.encode("utf-8", "strict"))
-    except (NotPython, UnicodeEncodeError) as error:
-        return _ended(End.COMPILE_ERROR, weights, str(error))
-    reports = []
-    for tree in (right, right, faulty):
-        files: dict[str, bytes | str] = {**tree, TEST_FILE: code}
-        report = sandbox.run_tests(files, [TEST_FILE], limits or LIMITS)
-        if report.kind is Kind.INFRASTRUCTURE:
-            raise M1Error(f"the sandbox failed: {report.message}", "Check the engine; the answer was not judged.")
-        if report.tampered:
-            return _ended(End.TAMPERED, weights, report.message)
+        code, end, message = confined(read_test, answer)
+    except Exception as error:  # as in judge_repair
+        code, end, message = "", End.COMPILE_ERROR.value, f"{type(error).__name__}: {error}"
+    if end:
+        return _ended(End(end), weights, message)
+    rng = random.SystemRandom()
+    order = [True, False] * SURE + [rng.random() < 0.5 for _ in range(DRAWN)]
+    rng.shuffle(order)
+    reports: dict[bool, list[TestReport]] = {True: [], False: []}
+    for is_right in order:
+        tree = right if is_right else faulty
+        hidden = [path for path in tree if path.endswith(".py") and not is_guarded(path)]
+        report = run_tests(sandbox, {**tree, TEST_FILE: code}, [TEST_FILE], limits, hidden)
+        if report.kind is Kind.REFUSED or report.tampered:
+            return classify(report, (), (), weights)
         if report.kind is not Kind.OK:
             return _ended(End.RUNTIME_ERROR, weights, f"{report.kind.value}: {report.message}")
-        reports.append(report)
-    once, again, on_faulty = reports
-    return classify_test(once, again, on_faulty, weights)
-
-
-def classify_test(right: TestReport, again: TestReport, faulty: TestReport, weights: Weights = Weights()) -> Judgement:
-    """The end of a written test from its two runs on the right tree and its run on the faulty one."""
-    results = list(right.outcomes.values())
-    if not results or "passed" not in results or "error" in results:
-        return _ended(End.RUNTIME_ERROR, weights, f"no test passes on the right code: {right.message}")
-    if "failed" in results or right.outcomes != again.outcomes:
-        return _ended(End.REGRESSION, weights, "a test fails on the right code, or not always passes")
-    caught = [t for t, outcome in right.outcomes.items() if outcome == "passed" and faulty.outcomes.get(t) == "failed"]
-    if not caught:
-        return _ended(End.UNRESOLVED, weights, "no test fails on the faulty code")
+        reports[is_right].append(report)
+        judged = classify_test(reports[True], reports[False], weights)
+        if judged is not None:  # one run is enough to refuse, and most answers are refused
+            return judged
+    caught = _caught(reports[True], reports[False])
     return _ended(End.RESOLVED, weights, "", len(caught))
 
 
-def code_of_test(answer: str) -> str:
-    """The test file of an answer: its one fenced block, or all of it if there is no fence."""
-    blocks = re.findall(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", answer, re.MULTILINE | re.DOTALL)
-    return blocks[-1] if blocks else ("" if "```" in answer else answer)
+def classify_test(right: Sequence[TestReport], faulty: Sequence[TestReport], weights: Weights) -> Judgement | None:
+    """Why a written test earns nothing, from the runs on each tree so far; None while nothing speaks against it."""
+    for report in right:
+        results = list(report.outcomes.values())
+        changed = report.outcomes != right[0].outcomes
+        if not changed and (not results or "passed" not in results or "error" in results):
+            return _ended(End.RUNTIME_ERROR, weights, f"no test passes on the right code: {report.message}")
+        if "failed" in results or changed:
+            return _ended(End.REGRESSION, weights, "a test fails on the right code, or not always passes")
+    if faulty and not _caught(right, faulty):
+        return _ended(End.UNRESOLVED, weights, "no test always fails on the faulty code")
+    return None
+
+
+def _caught(right: Sequence[TestReport], faulty: Sequence[TestReport]) -> set[str]:
+    """Tests that failed in every run on the faulty tree and passed in every run on the right one."""
+    failed = set.intersection(*({t for t, o in report.outcomes.items() if o == "failed"} for report in faulty))
+    return failed.intersection(*({t for t, o in report.outcomes.items() if o == "passed"} for report in right))

@@ -35,6 +35,7 @@ class Request:
         stop_at_failure: end with the first failure.
         failures: of how many failing tests the exception and its frames are wanted.
         coverage: measure which test runs which line of the source's code.
+        reverse: run the files of tests from the last to the first.
     """
 
     tree: Mapping[str, bytes]
@@ -44,6 +45,7 @@ class Request:
     stop_at_failure: bool = False
     failures: int = 0
     coverage: bool = False
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def _run_of(origin: Package | Repository, request: Request) -> dict[str, Any]:
         "select": None if request.select is None else list(request.select),
         "seconds_per_test": request.seconds_per_test,
         "failures": request.failures,
+        "reverse": request.reverse,
         "coverage": [f"{place.rstrip('/')}/*" if not place.endswith(".py") else place for place in origin.code]
         if request.coverage
         else [],

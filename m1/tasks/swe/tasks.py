@@ -85,7 +85,8 @@ class TaskSet:
     """A folder of tasks, read.
 
     Raises:
-        UsageError: the folder has no `tasks.jsonl`, or a line of it is not a task.
+        UsageError: the folder has no `tasks.jsonl`, or a line of it is not a task with at least one test that fails on
+            the faulty and passes on the right tree: without that no answer can be told right from wrong.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -131,9 +132,15 @@ class TaskSet:
 
 def _read(line: str, place: str) -> SweTask:
     try:
-        return SweTask.model_validate_json(line)
+        task = SweTask.model_validate_json(line)
     except ValidationError as error:
         raise UsageError(f"{place}: {describe(error, SweTask)}", "Correct the line, or make the set again.") from error
+    if not task.fail_to_pass or not all(test.strip() for test in task.fail_to_pass):
+        raise UsageError(
+            f"{place}: task {task.id} has no test in fail_to_pass, so that any answer would count as right",
+            "Remove the line, or find the tests by running them: `--validate` of stages.swe.ingest_run.",
+        )
+    return task
 
 
 def dump(task: SweTask) -> str:

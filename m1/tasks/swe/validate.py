@@ -2,8 +2,8 @@
 
 How often what is run, per tree:
 
-- The right tree: the whole suite twice; a test counts as reliable if it passes both times. Once more with coverage,
-  for the map from lines to the tests that run them (packages only).
+- The right tree: the whole suite twice, the second time with its files in reverse order; a test counts as reliable
+  if it passes both times. Once more with coverage, for the map from lines to the tests that run them (packages only).
 - A faulty tree: the tests that run the faulty lines, up to the first failure; where one fails, the whole suite; where
   that leaves at least half of the reliable tests, the failing ones once more. `fail_to_pass` are those that failed
   both times; a test that failed once only is dropped from the task.
@@ -14,7 +14,7 @@ How often what is run, per tree:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from m1.errors import UsageError
@@ -80,7 +80,7 @@ def measure(sandbox: Runs, origin: Package | Repository, tree: Tree, workers: in
         UsageError: the suite does not run to its end, or no test passes twice.
     """
     plain = Request(tree, seconds=SUITE_SECONDS, seconds_per_test=SECONDS_PER_TEST)
-    reports = run(sandbox, origin, [plain, plain], workers)
+    reports = run(sandbox, origin, [plain, replace(plain, reverse=True)], workers)
     for report in reports:
         if report.end not in ("done", "collection"):
             raise UsageError(

@@ -6,12 +6,14 @@ Runs inside the sandbox and imports nothing of this project. It reads `m1_batch.
 - `asked`: what `m1_probe.py` reads, `arguments`: of pytest, `path`: folders of the tree for the import path,
 - `seconds`: limit of the run.
 
-Each run has a fresh copy of the tree `m1_base`, and all that it started is killed at its end. What the probe found is
+Each run has a fresh copy of the tree `m1_base`, which it cannot write into, as where answers are judged; all that it
+started is killed at its end. What the probe found is
 `m1_result_<number>.json`; for a run that ended without it, how it ended and the end of its output. Compiled files of
 what is the same in all trees are shared, as are those that the image has; a changed file has a time of its own, so that
 none made of another is taken.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -28,11 +30,17 @@ HERE = os.getcwd()
 COMPILED = os.path.join(HERE, "m1_compiled")
 TREE = os.path.join(HERE, "m1_tree")
 OUTPUT = os.path.join(HERE, "m1_output")
+#: What the probe is to do, and what it has found.
+PROBE, FOUND = os.path.join(HERE, "m1_probe.json"), os.path.join(HERE, "m1_found.json")
 
 
 def lay(number, changed):
-    """The tree of a run, as it is before any test ran in it."""
-    shutil.rmtree(TREE, ignore_errors=True)
+    """The tree of a run, as it is before any test ran in it, and nothing found yet."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(FOUND)
+    if os.path.isdir(TREE):
+        writable(TREE, True)
+        shutil.rmtree(TREE)
     shutil.copytree("m1_base", TREE)
     for path, place in changed.items():
         target = os.path.join(TREE, path)
@@ -43,6 +51,18 @@ def lay(number, changed):
         shutil.copy(os.path.join("m1_changed", str(place)), target)
         moment = os.stat("m1_batch.json").st_mtime + 10 * (number + 1)
         os.utime(target, (moment, moment))
+    writable(TREE, False)
+
+
+def writable(folder, can):
+    """Whether anything can be made, changed or removed below `folder`."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            if not os.path.islink(path):
+                mode = os.stat(path).st_mode & 0o777
+                os.chmod(path, mode | 0o200 if can else mode & 0o555)
+    os.chmod(folder, 0o755 if can else 0o555)
 
 
 def become(run):
@@ -54,7 +74,7 @@ def become(run):
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(TREE)
-        with open("m1_probe.json", "w", encoding="utf-8") as file:
+        with open(PROBE, "w", encoding="utf-8") as file:
             json.dump(run["asked"], file)
         folders = [os.path.normpath(os.path.join(TREE, folder)) for folder in run["path"]]
         sys.path[:] = [TREE, *folders, *sys.path[1:], HERE]
@@ -121,10 +141,9 @@ def main():
             become(run)
         status = wait(process, run["seconds"])
         sweep()
-        found = os.path.join(TREE, "m1_result.json")
         result = f"m1_result_{number}.json"
-        if os.path.isfile(found) and status is not None:
-            os.replace(found, result)
+        if os.path.isfile(FOUND) and status is not None:
+            os.replace(FOUND, result)
             continue
         with open(OUTPUT, "rb") as file:
             file.seek(max(0, os.path.getsize(OUTPUT) - 2000))

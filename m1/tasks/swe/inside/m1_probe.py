@@ -1,7 +1,8 @@
 """pytest plugin of the validation runs: outcomes, failures as a user would see them, and which test runs which line.
 
 Runs inside the sandbox, beside the package under test, and imports nothing of this project. It reads `m1_probe.json`
-(what to run) and writes `m1_result.json`, also when a test hangs: then the process ends at once.
+(what to run) and writes `m1_found.json`, both in the folder above the tree, which cannot be written into; it writes
+also when a test hangs: then the process ends at once.
 """
 
 import json
@@ -12,9 +13,10 @@ import time
 
 import pytest
 
-with open("m1_probe.json", encoding="utf-8") as _file:
-    ASKED = json.load(_file)
 ROOT = os.getcwd() + os.sep
+ABOVE = os.path.dirname(os.getcwd())
+with open(os.path.join(ABOVE, "m1_probe.json"), encoding="utf-8") as _file:
+    ASKED = json.load(_file)
 RESULT: dict = {"outcomes": {}, "seconds": {}, "failures": {}, "collection_errors": [], "lines": {}, "hung": None}
 SELECTED = None if ASKED["select"] is None else set(ASKED["select"])
 COVERAGE = None
@@ -22,9 +24,10 @@ _running = {"id": None, "since": 0.0}
 
 
 def _write():
-    with open("m1_result.json.part", "w", encoding="utf-8") as file:
+    part = os.path.join(ABOVE, "m1_found.json.part")
+    with open(part, "w", encoding="utf-8") as file:
         json.dump(RESULT, file)
-    os.replace("m1_result.json.part", "m1_result.json")
+    os.replace(part, os.path.join(ABOVE, "m1_found.json"))
 
 
 def _hung(signum, frame):
@@ -48,6 +51,8 @@ def pytest_collection_modifyitems(config, items):
     if SELECTED is not None:
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in SELECTED])
         items[:] = [item for item in items if item.nodeid in SELECTED]
+    if ASKED["reverse"]:  # the files; where answers are judged, these come in any order
+        items.sort(key=lambda item: item.nodeid.partition("::")[0], reverse=True)
 
 
 def pytest_collectreport(report):
