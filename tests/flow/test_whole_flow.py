@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,8 @@ import pytest
 
 from m1.run import profiles as profile
 from m1.run.registry import data_stages, training_stages
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-COPIED = ("m1", "infra", "flows", "kernels", "stages", "data_specs", "profiles", "prefect.yaml", "dvc.yaml")
-COPIED += ("params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "pyproject.toml")
+from tests import faults
+from tests.checkout import copy_checkout
 
 pytestmark = pytest.mark.flow
 
@@ -24,17 +21,7 @@ pytestmark = pytest.mark.flow
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout under git, without data, runs or services; its services are stopped at the end."""
-    folder = tmp_path_factory.mktemp("whole") / "checkout"
-    for name in COPIED:
-        source, target = CHECKOUT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "copy"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+    folder = copy_checkout(tmp_path_factory.mktemp("whole") / "checkout")
     yield folder
     m1(folder, "down")
 
@@ -102,3 +89,11 @@ def test_the_exported_model_loads_in_transformers(copy: Path, first: subprocess.
     text = tokenizer.apply_chat_template([{"role": "user", "content": "What is 2+3?"}], add_generation_prompt=True)
     ids = text["input_ids"] if isinstance(text, dict) or hasattr(text, "keys") else text
     assert len(ids) > 4 and model.config.num_hidden_layers == 8
+
+
+def test_two_kills_change_nothing(copy: Path, first: subprocess.CompletedProcess[str]) -> None:
+    """The short form of `python -m tests.faults`; the last of these tests, as it removes what the others look at."""
+    assert first.returncode == 0
+    found = list(faults.campaign(copy, kills=2, seed=3, length=60.0, reference=faults.made(copy)))
+    assert [fault for fault in found if isinstance(fault, str)] == [], found
+    assert len(found) == 2
