@@ -1,8 +1,8 @@
 """Seeded kills of any process at any moment of a whole `smoke` flow: `python -m tests.faults --kills 100 --seed 1`.
 
-The flow is run once undisturbed, in a copy of the checkout. Then it is run again and again from the same data, a process
-killed by SIGKILL in each run, until it has come to its end; what it has made must be byte for byte what the undisturbed one
-made, nothing may be left behind, and MLflow and Prefect must tell the same story as the folders.
+The flow is run once undisturbed, in a copy of the checkout. Then it is run again and again from the same data, and in
+each run a process is killed by SIGKILL, until one comes to its end. What it has made must be byte for byte what the
+undisturbed one made, no process may be left behind, and MLflow and Prefect must tell the same story as the folders.
 """
 
 from __future__ import annotations
