@@ -38,10 +38,11 @@ def main(package: str, argv: list[str] | None = None) -> None:
         else:
             _run_command(records, argv)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "Free space (old runs are in runs/)" if full else "Correct the permissions"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "Free disk space (old runs are in runs/)" if full else "Correct the permissions"
+        again = "" if records[0].makes_data else ": it goes on from its last complete checkpoint"
         kind = ServiceError if full else M1Error
-        _fail(kind(f"{records[0].name}: {error}", f"{hint}, then rerun: it goes on from its last complete checkpoint."))
+        _fail(kind(f"{records[0].name}: {error}", f"{hint}, then rerun{again}."))
     except M1Error as error:
         # Ranks that stopped together say so once.
         _fail(error, silent=isinstance(error, Checkpointed) and os.environ.get("RANK", "0") != "0")

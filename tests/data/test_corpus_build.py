@@ -220,7 +220,7 @@ def test_command_replaces_the_data_set_only_when_it_is_complete(
             stage_command.main("stages.corpus", arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert stopped.value.code == 1
+    assert stopped.value.code == 4
     assert "Free disk space" in capsys.readouterr().err
     assert (folder / "documents.jsonl").read_bytes() == before
     # Beside it stands what it was made by, and nothing half-written.

@@ -75,6 +75,8 @@ def finish_everything(profile: Profile) -> None:
             continue
         request = resolve(name, profile, nothing_is_missing, parent=runs.get(parent_of(profile, name) or ""))
         folder.prepare(request.run, request)
+        if record.trains:
+            (request.run / "checkpoint").mkdir()
         result = StageResult(
             stage=name, fingerprint=request.fingerprint, request=request,
             checkpoint="checkpoint" if record.trains else None, key_metric="loss", before=1.0, after=0.5, metrics={},
