@@ -14,14 +14,17 @@ import docker.errors
 import psutil
 import requests
 
+from infra.process import start_mark
 from m1.errors import ServiceError
 
 #: On every container and image of ours.
 LABEL = "m1.sandbox"
-#: host:pid:start time of the process that made the container.
+#: host:pid:start of the process that made the container; see `infra.process.start_mark`.
 OWNER = "m1.sandbox.owner"
 #: Seconds that any one call to the engine may take.
 PATIENCE = 120
+#: Seconds in which an engine must answer that it is there.
+ANSWER = 5
 HOW_TO_GET_ONE = "On Debian run `sudo infra/sandbox/engine.sh`; elsewhere install Docker 20.10 or newer and start it."
 
 #: What a call to the engine may raise; never the fault of a job.
@@ -39,23 +42,45 @@ def client() -> docker.APIClient:
     made: docker.APIClient | None = getattr(_local, "client", None)
     if made is None:
         try:
-            made = docker.from_env(timeout=PATIENCE).api
-            made.ping()
+            made = docker.from_env(timeout=ANSWER).api
+            _ping(made)
         except FAULTS as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ServiceError(f"no Docker engine answers ({reason})", HOW_TO_GET_ONE) from error
+            raise _no_answer(error) from error
+        made.timeout = PATIENCE
         _local.client = made
     return made
+
+
+def _ping(api: docker.APIClient) -> None:
+    """Whether the engine is there, which it must say soon."""
+    before, api.timeout = api.timeout, ANSWER
+    try:
+        api.ping()
+    finally:
+        api.timeout = before
+
+
+def _no_answer(error: Exception) -> ServiceError:
+    """Gone, silent, or not for us: each with its own way out."""
+    text = " ".join(str(error).split())[:200]
+    if "Permission denied" in text:
+        return ServiceError(
+            f"this user may not speak to the Docker engine ({text})",
+            "Add the user to the group docker and log in again, or run as root.",
+        )
+    if "timed out" in text:
+        return ServiceError(f"the Docker engine is silent for {ANSWER} s ({text})", "Restart it, then try again.")
+    return ServiceError(f"no Docker engine answers ({text})", HOW_TO_GET_ONE)
 
 
 def missing() -> ServiceError | None:
     """Why no engine can be used at this moment, and how to get one; None if one answers."""
     try:
-        client().ping()
+        _ping(client())
     except ServiceError as error:
         return error
     except FAULTS as error:  # it answered this process before
-        return ServiceError(f"no Docker engine answers any more ({' '.join(str(error).split())[:200]})", HOW_TO_GET_ONE)
+        return _no_answer(error)
     return None
 
 
@@ -94,7 +119,7 @@ _LIMITS = {"memory": "MemoryLimit", "swap": "SwapLimit", "pids": "PidsLimit", "c
 
 def owner() -> str:
     """Identity of this process, as containers carry it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return f"{socket.gethostname()}:{os.getpid()}:{start_mark(os.getpid())}"
 
 
 def reap() -> int:
@@ -129,10 +154,10 @@ def remove(container: str) -> None:
 
 def _alive(identity: str) -> bool:
     """Whether the process still runs; one of another host is believed to."""
-    host, pid, started = identity.rsplit(":", 2)
+    host, pid, started = identity.split(":", 2)
     if host != socket.gethostname():
         return True
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 1.0
+        return start_mark(int(pid)) == started
     except (psutil.Error, ValueError):
         return False

@@ -46,6 +46,8 @@ WITHOUT_EFFECT = {
     "m1.config.layout": "refuses layouts; the layout's values count",
     "m1.tasks.*.family": "asks a family's own modules to do the work, which count; refuses",
     "m1.tasks.families": "finds families; those a stage asks for count",
+    "infra.process": "starts, finds and ends processes",
+    "infra.supervise": "the same",
     "infra.tools": "finds the sandbox; its code counts where a stage uses it",
 }
 #: Packages that only check values.
