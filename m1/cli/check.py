@@ -15,6 +15,7 @@ from infra import services
 from m1 import paths
 from m1.cli.tables import table
 from m1.errors import ServiceError
+from m1.tracking.records import git_revision
 
 _VERSIONS = ("torch", "megatron-core", "prefect", "mlflow", "dvc", "datasets", "transformers")
 _MIN_MEMORY = 8 * 1024**3
@@ -29,6 +30,7 @@ def check_machine() -> tuple[Any, bool]:
         _disk(),
         _tool("compiler", ("g++", "c++", "clang++"), "faster lightning kernels", needed=False),
         _tool("git", ("git",), "lineage and DVC", needed=True),
+        _checkout(),
         _engine(),
         _port("prefect", services.PREFECT_PORT),
         _port("mlflow", services.MLFLOW_PORT),
@@ -77,6 +79,22 @@ def _tool(what: str, names: tuple[str, ...], use: str, *, needed: bool) -> Findi
     if path is None:
         return what, "bad" if needed else "note", f"none of {', '.join(names)} found; it is for {use}"
     return what, "ok", path
+
+
+def _checkout() -> Finding:
+    """Whether runs can be written, and whether their commit will be known."""
+    written = [place for name in (".m1", "runs", "data") if (place := paths.ROOT / name).exists()]
+    closed = [place for place in (paths.ROOT, *written) if not os.access(place, os.W_OK)]
+    if closed:
+        return "checkout", "bad", f"{', '.join(map(str, closed))}: not writable; give yourself the right, or copy it"
+    commit = git_revision().commit
+    if commit == "none":
+        return (
+            "checkout",
+            "note",
+            f"{paths.ROOT}; no commit of git is known here, and the lineage of models will say so",
+        )
+    return "checkout", "ok", f"{paths.ROOT}, commit {commit[:8]}"
 
 
 def _engine() -> Finding:

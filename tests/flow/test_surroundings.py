@@ -32,8 +32,20 @@ def test_an_archive_without_git_works(checkout: Path) -> None:
     for command in (["plan", "--profile", "scratch"], ["data", "--profile", "scratch"]):
         done = scratch.m1(checkout, *command)
         assert "corpus" in done.stdout and done.stderr == ""
+    checked = scratch.m1(checkout, "check", check=False)
+    assert "no commit of git is known here" in " ".join(checked.stdout.split())
     done = run(checkout, sys.executable, "-c", "from m1.data import dvc; print(dvc.status(['corpus@tiny']))")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkout_that_cannot_be_written_is_found_by_the_check(checkout: Path) -> None:
+    """As another user than its owner; root may write anywhere."""
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    checkout.chmod(0o555)
+    checked = scratch.m1(checkout, "check", check=False)
+    checkout.chmod(0o755)
+    assert checked.returncode == 1 and "not writable" in checked.stdout
 
 
 @pytest.fixture
