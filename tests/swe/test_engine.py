@@ -175,7 +175,7 @@ def test_a_real_commit_taken_back_makes_a_task(sandbox: Sandbox, spec: SweSpec, 
     unlike = pull[0].model_copy(update={"id": "unlike", "fail_to_pass": ("test_inflection.py::test_more",)})
     found = validated(sandbox, origin, [pull, (unlike, pull[1])], lambda name, reason: told.append(name))
     assert told == ["unlike"] and found[0][0].fail_to_pass == task.fail_to_pass
-    write_set(tmp_path / "pulls", spec, found, [])
+    write_set(tmp_path / "pulls", spec, found)
     [ingested] = (pulls := TaskSet(tmp_path / "pulls")).tasks
     assert ingested.issue == "# camelize is wrong\n" and "test_inflection.py::test_more" in pulls.pass_to_pass(ingested)
     assert judge(sandbox, pulls, ingested, ingested.gold_patch).resolved
