@@ -61,6 +61,7 @@ start() {
 }
 
 launch() {
+	rm -f "$PID_FILE" # of a dockerd that was killed: the next one would take whoever has its number now for itself
 	# Sandboxes have no network, so the engine needs neither a bridge nor a word with the firewall.
 	setsid nohup dockerd --host "$SOCKET" --bridge=none --iptables=false --ip-forward=false --pidfile "$PID_FILE" \
 		>"$LOG" 2>&1 </dev/null &
