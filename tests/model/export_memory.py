@@ -12,6 +12,7 @@ from pathlib import Path
 
 from test_export_memory import LARGE
 
+import m1.model  # noqa: F401  (makes Megatron-core usable here, before anything imports it)
 from m1.formats import folder as interchange
 from m1.formats.mapping import FolderReader, Form, exported, trained, trained_shapes
 from m1.formats.megatron import CheckpointTensors
