@@ -305,8 +305,7 @@ def test_a_service_that_dies_ends_the_run_with_one_line(house: Path, name: str, 
     process = start_slow_rl(house, seed)
     victim = psutil.Process(service(house, name)["pid"])
     engines = [p for p in scratch.processes(house) if "prefect.engine" in " ".join(p.info["cmdline"])]
-    below = victim.children(recursive=True)  # Prefect's end with it; MLflow's go on, and hold its port
-    for part in [*below, victim] if name == "prefect" else [victim]:
+    for part in [*victim.children(recursive=True), victim] if name != "worker" else [victim]:
         scratch.kill(part)
     code, _, errors = ended(house, process)
     assert code == 4
@@ -326,9 +325,21 @@ def test_a_service_that_dies_ends_the_run_with_one_line(house: Path, name: str, 
         assert service(house, name)["extra"]["port"] != old_port
     else:
         continues(house, seed)
-    assert not any(part.is_running() and part.status() != psutil.STATUS_ZOMBIE for part in below)
     states = {run["state_type"] for run in prefect(house, "flow_runs/filter", {"limit": 50})}
     assert "RUNNING" not in states
+
+
+def test_what_a_killed_server_leaves_running_is_stopped(house: Path) -> None:
+    """MLflow's child goes on without its parent, and holds the port."""
+    before = service(house, "mlflow")
+    server = psutil.Process(before["pid"])
+    below = server.children(recursive=True)
+    assert below
+    scratch.kill(server)
+    scratch.m1(house, "up", timeout=LONG)
+    assert not any(part.is_running() and part.status() != psutil.STATUS_ZOMBIE for part in below)
+    after = service(house, "mlflow")
+    assert after["pid"] != before["pid"] and after["extra"]["port"] == before["extra"]["port"]
 
 
 def test_a_run_of_which_everything_died_is_found_and_closed(house: Path) -> None:
