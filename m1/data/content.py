@@ -87,9 +87,14 @@ def _hashes(entry: lock.LockEntry, place: Path, stats: Stats) -> dict[str, str]:
     return found
 
 
-def _md5(file: Path) -> str:
+def hash_of(file: Path, algorithm: str) -> str:
+    """A file's hash in hex digits, read piece by piece; `algorithm` is a name that hashlib knows."""
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
+        return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+def _md5(file: Path) -> str:
+    return hash_of(file, "md5")
 
 
 def _digest(found: dict[str, str], *, whole: bool) -> str:

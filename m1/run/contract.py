@@ -228,10 +228,11 @@ class StageContext(Generic[S]):
             left_out=tuple(left_out),
             seconds=time.time() - self._started,
             finished_at=time.time(),
-            number=1 + max((number for number, _, _ in _finished(self.profile.name, self.stage)), default=0),
-            files=outputs.note(self.output, self._left(checkpoint)) if self.rank == 0 else {},
         )
-        if self.rank == 0:
+        if self.rank == 0:  # it alone writes, and reads what others have left
+            number = 1 + max((number for number, _, _ in _finished(self.profile.name, self.stage)), default=0)
+            files = outputs.note(self.output, self._left(checkpoint))
+            result = result.model_copy(update={"number": number, "files": files})
             folder.write_record(self.output / folder.RESULT, result)
         return result
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from m1.data.content import hash_of
 
 #: Bytes up to which the files of a run are hashed; of larger runs the sizes alone are compared.
 HASHED = 256 * 10**6
@@ -26,7 +27,10 @@ def note(run: Path, files: Iterator[Path] | list[Path]) -> dict[str, OutputFile]
     found = {path.relative_to(run).as_posix(): path for path in files if path.is_file()}
     sizes = {name: found[name].stat().st_size for name in sorted(found)}
     hashed = sum(sizes.values()) <= HASHED
-    return {name: OutputFile(size=size, sha256=_sha256(run / name) if hashed else "") for name, size in sizes.items()}
+    return {
+        name: OutputFile(size=size, sha256=hash_of(run / name, "sha256") if hashed else "")
+        for name, size in sizes.items()
+    }
 
 
 def fault_of(run: Path, files: Mapping[str, OutputFile]) -> str | None:
@@ -38,10 +42,5 @@ def fault_of(run: Path, files: Mapping[str, OutputFile]) -> str | None:
 def _fault(path: Path, file: OutputFile) -> str:
     if not path.is_file():
         return "is gone"
-    same = path.stat().st_size == file.size and (not file.sha256 or _sha256(path) == file.sha256)
+    same = path.stat().st_size == file.size and (not file.sha256 or hash_of(path, "sha256") == file.sha256)
     return "" if same else "has changed"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
